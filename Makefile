@@ -1,0 +1,52 @@
+# make faces   1000 generated faces and a contact sheet, with a light install
+# make test    the whole test suite
+# make check   format, lint, types, import arrows
+# make protos  generate the stubs in serve/stubs
+# make lock    renew requirements.lock
+
+PYTHON ?= python3
+BIN := .venv/bin
+STUBS := sampling/v1/sampling.proto onnx/v1/model.proto
+
+.PHONY: faces test check format protos lock clean
+
+faces: .venv/light
+	$(BIN)/sample-cli --n 1000 --out faces/ --grid
+
+test: .venv/full
+	$(BIN)/pytest
+
+check: .venv/full
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/full
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The virtual path makes the stubs import each other as serve.stubs.*.
+protos: .venv/full
+	$(BIN)/python -m grpc_tools.protoc -Iserve/stubs=protos/balancedvae \
+	  --python_out=. --pyi_out=. --grpc_python_out=. $(STUBS:%=serve/stubs/%)
+	rm serve/stubs/onnx/v1/model_pb2_grpc.py
+
+lock: .venv/full
+	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --upgrade --quiet \
+	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
+
+clean:
+	rm -rf .venv faces
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/light: .venv/bin/python pyproject.toml requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu]'
+	touch $@
+
+.venv/full: .venv/bin/python pyproject.toml requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu,export,test,dev]'
+	touch $@

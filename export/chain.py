@@ -1,0 +1,76 @@
+"""The chain: second-stage decoder, latent normalisation, first-stage decoder, pixels - one Keras model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from export.normalise import DRAWS, Normalisation, fit
+from serve.noise import draw
+from training.run import Run
+
+PRIORS = ("second-stage", "normal")
+
+
+class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+    """z * scale + shift with constants that are weights: tf2onnx makes a graph input of any other tensor."""
+
+    def __init__(self, normalisation: Normalisation, **options: Any) -> None:
+        super().__init__(trainable=False, **options)
+        self.normalisation = normalisation
+
+    def build(self, shape: Any) -> None:
+        """Create the constants."""
+        self.scale = self.add_weight(name="scale", shape=(shape[-1],), initializer="ones")
+        self.shift = self.add_weight(name="shift", shape=(shape[-1],), initializer="zeros")
+        self.scale.assign(self.normalisation.scale)
+        self.shift.assign(self.normalisation.shift)
+
+    def call(self, latents: Any) -> Any:
+        """Return the normalised latents."""
+        return latents * self.scale + self.shift
+
+
+class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+    """[0, 1] -> uint8, rounded to the nearest grey level."""
+
+    def call(self, images: Any) -> Any:
+        """Return the images as uint8."""
+        return ops.cast(ops.round(images * 255.0), "uint8")
+
+    def compute_output_spec(self, images: Any) -> Any:
+        """Return the shape unchanged, as uint8."""
+        return keras.KerasTensor(images.shape, dtype="uint8")
+
+
+def build(run: Run, prior: str, mode: str, draws: int = DRAWS) -> tuple[keras.Model, Normalisation]:
+    """Return noise [n, latent_dim] -> images uint8 [n, side, side, channels], and its normalisation.
+
+    Args:
+        run: A finished run.
+        prior: One of PRIORS: second-stage samples (GEN-2), or the noise itself as latents (GEN-1).
+        mode: Latent normalisation, of second-stage samples only.
+        draws: Samples to fit it on.
+
+    Raises:
+        RunError: the run is not finished.
+    """
+    decoder = run.load_networks(1).get_layer("decoder")
+    noise = keras.Input(decoder.input_shape[1:], name="noise")
+    latents = noise
+    size = int(noise.shape[-1])
+    normalisation = Normalisation("none", np.ones(size, np.float32), np.zeros(size, np.float32), 0)
+    if prior == "second-stage":
+        second = run.load_networks(2).get_layer("decoder")
+        if mode != "none":
+            second.compile(jit_compile=False)
+            generated = second.predict(draw(0, 0, draws, size), batch_size=1000, verbose=0)
+            known = run.diagnostics
+            normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
+        second.name = "stage2"
+        latents = Affine(normalisation, name="normalise")(second(noise)) if mode != "none" else second(noise)
+    decoder.name = "stage1"
+    return keras.Model(noise, Pixels(name="pixels")(decoder(latents)), name="chain"), normalisation

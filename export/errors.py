@@ -1,0 +1,13 @@
+"""What can go wrong with an export. Every message is one line that says what to do."""
+
+
+class ExportError(Exception):
+    """Base of the errors below; the command prints it and exits with 1."""
+
+
+class ConversionError(ExportError):
+    """The chain does not become the graph that a bundle must be."""
+
+
+class VerificationError(ExportError):
+    """The written graph does not compute what Keras computes. The file is not kept."""

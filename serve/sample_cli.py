@@ -1,0 +1,147 @@
+"""The command `sample-cli`."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from serve.job import Source
+
+MOST = 10**8  # samples in one folder
+
+
+def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", value)
+    if not match or "0" in match.groups():
+        raise click.BadParameter(f"COLUMNSxROWS, such as 10x10. Received: {value!r}")
+    return int(match[1]), int(match[2])
+
+
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"a number from 0 to 100. Received: {value}")
+    return value
+
+
+@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@click.version_option(package_name="balanced-vae")
+# Which pictures
+@click.option("--n", "count", metavar="N", type=click.IntRange(1, MOST), required=True, help="How many.")
+@click.option(
+    "--out", metavar="FOLDER", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to."
+)
+@click.option("--seed", metavar="N", type=click.IntRange(0, 2**64 - 1), default=0, help="Another seed, other pictures.")
+@click.option("--start", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, help="Index of the first.")
+@click.option(
+    "--temperature",
+    metavar="T",
+    type=click.FloatRange(0, 100),
+    default=1.0,
+    callback=_finite,
+    help="Scale of the noise: below 1 plainer pictures, above 1 stranger ones.",
+)
+# How they are kept
+@click.option(
+    "--format", "kind", type=click.Choice(("png", "jpeg", "webp", "npy")), default="png", help="npy: 1000 a file."
+)
+@click.option(
+    "--grid",
+    metavar="[COLUMNSxROWS]",
+    is_flag=False,
+    flag_value="10x10",
+    callback=_grid,
+    help="Also write grid.png, a contact sheet of the first ones (10x10 where no size is given).",
+)
+@click.option("--mix", is_flag=True, help="Write into a folder that holds other files, replacing those of equal names.")
+# Who makes them
+@click.option(
+    "--model",
+    metavar="FILE",
+    default="",
+    help="A bundle; with --server, a model's name.  [default: the embedded faces]",
+)
+@click.option("--server", metavar="HOST:PORT", help="Have them made by serve-vae.")
+@click.option("--device", type=click.Choice(("auto", "cuda", "openvino", "cpu")), default="auto", help="In process.")
+@click.option("--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all cores.")
+@click.option("--batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="Largest batch; 0: the device's.")
+def main(
+    count: int,
+    out: Path,
+    seed: int,
+    start: int,
+    temperature: float,
+    kind: str,
+    grid: tuple[int, int] | None,
+    mix: bool,
+    model: str,
+    server: str | None,
+    device: str,
+    threads: int,
+    batch: int,
+) -> None:
+    """Make pictures: samples START to START + N - 1 of a seed, into a folder.
+
+    \b
+    sample-cli --n 1000 --out faces/ --grid
+    sample-cli --n 5 --seed 7 --start 100 --out five/
+    sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
+
+    The same seed and index give the same picture every time; the same command on a folder that is not
+    complete makes what is missing.
+    """
+    if start + count > 2**63:
+        raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
+    from serve.errors import ServeError
+
+    try:
+        if server:
+            from serve.client import Client
+
+            with Client(server) as client:
+                _make(client.model(model), count, out, seed, start, temperature, kind, grid, mix)
+        else:
+            from serve.bundle import DEFAULT, load
+            from serve.engine import Engine
+
+            engine = Engine(load(model or DEFAULT), device, threads, batch)
+            _make(engine, count, out, seed, start, temperature, kind, grid, mix)
+    except ServeError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo(f"stopped; the same command completes {out}", err=True)
+        raise SystemExit(130) from None
+
+
+def _make(
+    source: Source,
+    count: int,
+    out: Path,
+    seed: int,
+    start: int,
+    temperature: float,
+    kind: str,
+    grid: tuple[int, int] | None,
+    mix: bool,
+) -> None:
+    from serve import job
+
+    wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
+    began = time.monotonic()
+    with click.progressbar(length=count, label=f"{source.name} seed {seed}", show_pos=True, file=sys.stderr) as bar:
+        made = job.run(wanted, source, out, mix, bar.update)
+    seconds = time.monotonic() - began
+    speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
+    click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
+    if grid:
+        click.echo(f"contact sheet: {job.grid(wanted, source, out, *grid)}")

@@ -1,0 +1,17 @@
+"""What can go wrong with what a user gave us. Every message is one line that says what to do."""
+
+
+class TrainingError(Exception):
+    """Base of the errors below; commands print it and exit with 1."""
+
+
+class DataError(TrainingError):
+    """The pictures cannot be trained on."""
+
+
+class RecipeError(TrainingError):
+    """A recipe's name or one of its settings is not valid."""
+
+
+class RunError(TrainingError):
+    """A run directory belongs to something else or is not complete."""

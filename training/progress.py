@@ -1,0 +1,101 @@
+"""What a person sees while training: one live line in a terminal, a line an epoch in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from training.run import Record
+from training.stage import Schedule
+
+REFRESH = 0.25  # seconds; reading a loss waits for the device, so not every step is shown
+
+
+class Watch:
+    """Show how training goes, on stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.task: TaskID | None = None
+        self.stage = 0
+        self.active = ""
+        self.shown = 0.0
+        self.mark = (0, 0.0)
+        self.progress = Progress(
+            TextColumn("[bold]stage {task.fields[stage]}"),
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=self.console,
+            speed_estimate_period=120,
+            disable=not self.console.is_terminal,
+            expand=True,
+        )
+
+    def __enter__(self) -> Watch:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
+        """Move the bar; at most a few times a second."""
+        now = time.monotonic()
+        if self.progress.disable or now - self.shown < REFRESH:
+            return
+        self.shown = now
+        done = epoch * schedule.items + images
+        self._begin(schedule, done, now)
+        assert self.task is not None
+        speed = (done - self.mark[0]) / max(now - self.mark[1], 1e-9)
+        self.progress.update(
+            self.task,
+            completed=done,
+            epoch=f"{epoch + 1}/{schedule.epochs}",
+            speed=f"{speed:,.0f} images/s" if done > self.mark[0] else "",
+            numbers=_numbers(logs) + self.active,
+        )
+
+    def _begin(self, schedule: Schedule, done: int, now: float) -> None:
+        if self.stage == schedule.stage:
+            return
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        self.stage, self.active, self.mark = schedule.stage, "", (done, now)
+        self.task = self.progress.add_task(
+            "",
+            total=schedule.epochs * schedule.items,
+            completed=done,
+            stage=schedule.stage,
+            epoch="",
+            speed="",
+            numbers="",
+        )
+
+    def epoch(self, schedule: Schedule, record: Record) -> None:
+        """Note the active latents; where there is no terminal, print a line."""
+        self.active = f"  active {record['active']}/{record['latents']}"
+        if self.progress.disable:
+            epoch = f"stage {schedule.stage} epoch {record['epoch'] + 1}/{schedule.epochs}"
+            speed = f"{record['images_per_second']:,.0f} images/s"
+            left = (schedule.epochs - record["epoch"] - 1) * schedule.items / record["images_per_second"]
+            line = f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}"
+            self.console.print(line, soft_wrap=True, highlight=False)
+
+
+def _numbers(values: dict[str, Any]) -> str:
+    return "  ".join(f"{label} {float(values[name]):{form}}" for name, label, form in _SHOWN if name in values)
+
+
+_SHOWN = (("mse", "mse", ".5f"), ("kl", "KL", ".2f"), ("gamma", "gamma", ".4f"))
