@@ -1,22 +1,20 @@
-# syntax=docker/dockerfile:1
 # docker build -t balanced-vae .                           CPU
 # docker build -t balanced-vae --build-arg RUNTIME=gpu .   NVIDIA
 #
 # docker run --rm -p 127.0.0.1:8470:8470 --read-only balanced-vae
-# docker run --rm --user "$(id -u)" -v "$PWD:/out" balanced-vae sample-cli --n 1000 --out /out/faces
+# docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/out" balanced-vae sample-cli --n 1000 --out /out/faces
 
 FROM python:3.11-slim AS build
 # One of pyproject.toml's extras: cpu, gpu or openvino.
 ARG RUNTIME=cpu
 WORKDIR /src
-RUN python -m venv /opt/balanced-vae
 COPY requirements.lock ./
 COPY pyproject.toml README.md LICENSE ./
 COPY training training
 COPY export export
 COPY serve serve
-RUN /opt/balanced-vae/bin/pip install --no-cache-dir --no-compile -c requirements.lock ".[${RUNTIME}]" \
- && /opt/balanced-vae/bin/pip uninstall --yes pip setuptools
+RUN python -m venv --without-pip /opt/balanced-vae \
+ && pip --python /opt/balanced-vae install --no-cache-dir --no-compile -c requirements.lock ".[${RUNTIME}]"
 
 FROM python:3.11-slim
 COPY --from=build /opt/balanced-vae /opt/balanced-vae
@@ -25,6 +23,7 @@ ENV PATH=/opt/balanced-vae/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8470
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["python", "-m", "serve.healthcheck", "127.0.0.1:8470"]
+HEALTHCHECK --timeout=5s --start-period=30s CMD ["python", "-P", "-m", "serve.healthcheck", "127.0.0.1:8470"]
 # Inside a container all addresses are the container's own; publish the port on the host's loopback.
-CMD ["serve-vae", "--listen", "0.0.0.0:8470", "--insecure"]
+# `docker stop` waits 10 seconds.
+CMD ["serve-vae", "--listen", "0.0.0.0:8470", "--insecure", "--grace", "8"]

@@ -11,7 +11,8 @@ import click
 import keras
 import numpy as np
 
-from training.dataset import Dataset, Epoch
+from training.dataset import Dataset
+from training.epoch import Epoch
 from training.images import Report
 from training.recipes import recipe
 from training.twostage import image_vae

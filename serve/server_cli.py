@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
+import sys
 from pathlib import Path
 
 import click
@@ -57,6 +59,8 @@ def main(
     from serve.errors import ServeError
     from serve.service import is_loopback, serve
 
+    # Until the server takes over. A container's first process is deaf to signals it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     if not is_loopback(listen) and not insecure:
         raise click.UsageError(f"{listen} can be reached from other machines; pass --insecure if that is meant")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")

@@ -8,11 +8,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from training.errors import TrainingError
-from training.recipes import RECIPES, recipe
+from training.recipes import RECIPES, Recipe, recipe
+
+if TYPE_CHECKING:
+    from training.dataset import Dataset
 
 
 def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -55,18 +59,12 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
     Ctrl-C or SIGTERM saves and ends; the same command resumes. KERAS_BACKEND chooses tensorflow
     (default), jax or torch.
     """
+    from training.dataset import load
+
     try:
         resolved = recipe(name).set(settings)
     except TrainingError as error:
         raise click.UsageError(str(error)) from None
-
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    try:
-        from training.dataset import load
-        from training.run import Run
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[train]'") from None
 
     try:
         dataset = load(data, resolved, skip_unreadable)
@@ -80,22 +78,31 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
             for key, value in resolved.to_dict().items():
                 click.echo(f"{key} = {value}")
             return
-        run = Run(out)
-        run.open(resolved, {"count": len(dataset), "digest": dataset.digest})
-
-        from training.progress import Watch
-        from training.stage import Stopped, StopRequest
-        from training.twostage import train_two_stages
-
-        stop = StopRequest()
-        try:
-            with stop.listening(), Watch() as watch:
-                train_two_stages(resolved, dataset, run, watch, stop)
-        except Stopped as stopped:
-            click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
-            sys.exit(128 + stopped.signal)
+        _train(resolved, dataset, out)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
     click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)
+
+
+def _train(resolved: Recipe, dataset: Dataset, out: Path) -> None:
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # a resumed run is the run that was not stopped
+    try:
+        from training.progress import Watch
+        from training.run import Run
+        from training.stage import Stopped, StopRequest
+        from training.twostage import train_two_stages
+    except ImportError as error:
+        raise click.ClickException(f"{error}; pip install 'balanced-vae[train]'") from None
+    run = Run(out)
+    run.open(resolved, {"count": len(dataset), "digest": dataset.digest})
+    stop = StopRequest()
+    try:
+        with stop.listening(), Watch() as watch:
+            train_two_stages(resolved, dataset, run, watch, stop)
+    except Stopped as stopped:
+        click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
+        sys.exit(128 + stopped.signal)

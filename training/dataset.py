@@ -1,14 +1,11 @@
-"""Pictures to train on, in memory: uint8 arrays and the order in which epochs visit them."""
+"""Pictures to train on, read into memory as uint8 arrays. No Keras here: a bad folder is told at once."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -49,43 +46,6 @@ class Dataset:
             mirrored = rng.random(len(images)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
         return images
-
-
-class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
-    """One shuffled pass over `count` items, from minibatch `skip` on.
-
-    The order and every random draw are a function of (seed, epoch, minibatch), so a resumed epoch goes on
-    exactly where the stopped one would have.
-
-    Args:
-        count: Items there are; a last partial minibatch is left out, another one each epoch.
-        batch: Items a minibatch.
-        draw: Gives a minibatch from indices and a generator of its own.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        batch: int,
-        draw: Callable[[npt.NDArray[np.intp], np.random.Generator], npt.NDArray[Any]],
-        seed: int,
-        epoch: int,
-        skip: int = 0,
-    ) -> None:
-        super().__init__()
-        self.batch = min(batch, count)
-        self.draw = draw
-        self.key = (seed, epoch)
-        self.skip = skip
-        self.order = np.random.default_rng(self.key).permutation(count)
-
-    def __len__(self) -> int:
-        return len(self.order) // self.batch - self.skip
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any]]:
-        step = index + self.skip
-        indices = self.order[step * self.batch : (step + 1) * self.batch]
-        return (self.draw(indices, np.random.default_rng((*self.key, step))),)
 
 
 def load(path: Path, recipe: Recipe, skip_unreadable: bool = False) -> Dataset:

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training.dataset import Epoch
+from training.epoch import Epoch
 from training.run import Record, Run
 from training.vae import VAE, xla
 
@@ -114,7 +114,7 @@ def train(vae: VAE, data: Data, schedule: Schedule, run: Run, watcher: Watcher, 
         began = time.monotonic()
         piece = _Piece(schedule, at, size, watcher, stop, until=saved + SAVE_EVERY)
         epoch = Epoch(schedule.items, size, data.batch, schedule.seed + schedule.stage, at["epoch"], at["step"])
-        logs = vae.fit(epoch, verbose=0, callbacks=[piece]).history
+        logs = vae.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
         for name, values in logs.items():
             at["sums"][name] = at["sums"].get(name, 0.0) + values[-1] * piece.steps
         at["step"] += piece.steps

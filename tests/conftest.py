@@ -1,0 +1,120 @@
+"""What the tests share: drawn pictures, one small trained run, its bundle, a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+BIN = Path(sys.executable).parent
+SHARED = Path(__file__).parents[2] / "shared"
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def command(*words: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run one of our commands to its end, as a user would."""
+    name, *rest = map(str, words)
+    full = {**os.environ, "PYTHONWARNINGS": "ignore", **environment}
+    return subprocess.run([BIN / name, *rest], capture_output=True, text=True, timeout=timeout, env=full)
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+def assert_clear_error(result: subprocess.CompletedProcess[str], *words: str, code: int = 1) -> None:
+    """One line that says what is wrong; no traceback; the exit code of its kind."""
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    assert last_line(result).startswith("Error: "), result.stderr
+    for word in words:
+        assert word in last_line(result), result.stderr
+
+
+def draw_faces(folder: Path, count: int, size: tuple[int, int] = (40, 48)) -> Path:
+    """Draw simple faces, each another one, as PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        paper, skin, hair = (tuple(int(c) for c in rng.integers(60, 255, 3)) for _ in range(3))
+        picture = Image.new("RGB", size, paper)
+        pen = ImageDraw.Draw(picture)
+        width, height = size
+        pen.ellipse((6, 4, width - 6, height - 4), fill=hair)
+        pen.ellipse((9, 10, width - 9, height - 6), fill=skin)
+        for eye in (width // 3, 2 * width // 3):
+            pen.ellipse((eye - 2, height // 2 - 4, eye + 2, height // 2), fill="black")
+        pen.arc((14, height // 2, width - 14, height - 12), 20, 160, fill="red", width=2)
+        picture.save(folder / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_faces(tmp_path_factory.mktemp("pictures"), 48)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory that `train-vae` made."""
+    out = tmp_path_factory.mktemp("runs") / "smoke"
+    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@pytest.fixture(scope="session")
+def smoke_bundle(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that `export-onnx` made of it."""
+    out = tmp_path_factory.mktemp("bundles") / "smoke.onnx"
+    result = command("export-onnx", smoke_run, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+@contextmanager
+def serving(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A real server on a free port of the loopback, told to stop at the end."""
+    full = [str(BIN / "serve-vae"), "--listen", "127.0.0.1:0", *map(str, words)]
+    with subprocess.Popen(full, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if "listening on" in line:
+                    break
+            else:
+                pytest.fail("".join(lines))
+            yield line.split()[-1], process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def server(smoke_bundle: Path) -> Iterator[str]:
+    with serving("--model", smoke_bundle) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """Find data that only the project's own machines have; skip, visibly, elsewhere."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs {name}, which is not part of the repository")
+        return SHARED / name
+
+    return find

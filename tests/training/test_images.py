@@ -1,0 +1,152 @@
+"""Pictures of every kind become arrays, or one line that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import assert_clear_error, command, draw_faces
+from training.dataset import load
+from training.errors import DataError
+from training.recipes import recipe
+
+SMOKE = recipe("smoke")
+
+
+def only(folder: Path, picture: Image.Image, name: str) -> np.ndarray:
+    """Two copies of a picture as the smoke recipe reads them; the first."""
+    folder.mkdir()
+    picture.save(folder / f"a-{name}")
+    picture.save(folder / f"b-{name}")
+    images = load(folder, SMOKE).images
+    assert images.shape == (2, 16, 16, 3)
+    assert images.dtype == np.uint8
+    return images[0]
+
+
+def test_formats_sizes_and_folders_may_be_mixed(tmp_path: Path) -> None:
+    for index, (ending, size) in enumerate(
+        [("png", (300, 20)), ("jpg", (16, 16)), ("webp", (17, 99)), ("bmp", (64, 64))]
+    ):
+        folder = tmp_path / str(index) / "deep"
+        folder.mkdir(parents=True)
+        Image.new("RGB", size, (200, 100, 50)).save(folder / f"x.{ending}")
+    (tmp_path / "labels.csv").write_text("not a picture by its name")
+    dataset = load(tmp_path, SMOKE)
+    assert (dataset.report.read, dataset.report.ignored, dataset.report.broken) == (4, 1, [])
+    assert np.abs(dataset.images.astype(int) - (200, 100, 50)).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "wanted"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("LA", (100, 255), (100, 100, 100)),
+        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
+        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),  # what is transparent is paper
+        ("I;16", 25700, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+    ],
+)
+def test_modes_become_eight_bit_colour(tmp_path: Path, mode: str, value: object, wanted: tuple[int, ...]) -> None:
+    pixels = only(tmp_path / "x", Image.new(mode, (20, 20), value), "x.png")
+    assert np.abs(pixels.astype(int) - wanted).max() <= 1
+
+
+def test_cmyk_becomes_colour(tmp_path: Path) -> None:
+    pixels = only(tmp_path / "x", Image.new("CMYK", (20, 20), (0, 255, 255, 0)), "x.jpg")
+    assert pixels[0, 0, 0] > 200
+    assert pixels[0, 0, 1] < 60
+
+
+def test_a_camera_held_sideways(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (32, 32), "black")
+    picture.paste("white", (0, 0, 32, 16))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by a quarter to see it upright
+    for name in "ab":
+        picture.save(tmp_path / f"{name}.png", exif=exif)
+    upright = load(tmp_path, SMOKE).images[0]
+    assert upright[:, 15].min() > 200
+    assert upright[:, 0].max() < 50
+
+
+def test_the_crop_is_the_papers(tmp_path: Path) -> None:
+    celeba = recipe("celeba")
+    picture = np.zeros((218, 178, 3), np.uint8)
+    picture[45:173, 25:153] = 255
+    for name in "ab":
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+    images = load(tmp_path, celeba).images
+    assert images.shape == (2, 64, 64, 3)
+    assert images.min() == 255
+    Image.new("RGB", (100, 100)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match="smaller than the recipe's crop"):
+        load(tmp_path, celeba)
+
+
+def bomb(path: Path) -> None:
+    """A hundred megapixels in a small file."""
+    Image.new("1", (10_000, 10_000)).save(path)
+
+
+def truncated(path: Path) -> None:
+    whole = path.with_name("whole.png")
+    Image.effect_noise((64, 64), 50).save(whole)
+    path.write_bytes(whole.read_bytes()[:900])
+    whole.unlink()
+
+
+BROKEN = {
+    "empty": lambda path: path.write_bytes(b""),
+    "not a picture": lambda path: path.write_text("hello"),
+    "truncated": truncated,
+    "megapixels": bomb,
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_a_broken_picture_stops_training_before_it_begins(reason: str, tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 3)
+    BROKEN[reason](data / "999.png")
+    result = command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
+    assert_clear_error(result, "999.png", reason, "--skip-unreadable")
+    assert not (tmp_path / "run").exists()
+    dataset = load(data, SMOKE, skip_unreadable=True)
+    assert len(dataset) == 3
+    assert [name for name, _ in dataset.report.broken] == [str(data / "999.png")]
+
+
+def test_folders_without_pictures(tmp_path: Path) -> None:
+    def train(data: Path) -> object:
+        return command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert_clear_error(train(empty), "holds no files")
+    (empty / "notes.txt").write_text("x")
+    assert_clear_error(train(empty), "none a picture")
+    assert_clear_error(train(tmp_path / "absent"), "not a folder")
+    assert_clear_error(train(draw_faces(tmp_path / "one", 1)), "2 pictures or more")
+    assert not (tmp_path / "run").exists()
+
+
+def test_cifar10s_binary_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
+    rows = np.concatenate(
+        [np.arange(20, dtype=np.uint8)[:, None] % 10, images.transpose(0, 3, 1, 2).reshape(20, -1)], 1
+    )
+    rows[:10].tofile(tmp_path / "data_batch_1.bin")
+    rows[10:].tofile(tmp_path / "data_batch_2.bin")
+    rows.tofile(tmp_path / "test_batch.bin")
+    assert np.array_equal(load(tmp_path, recipe("cifar10")).images, images)
+    with pytest.raises(DataError, match="--recipe cifar10"):
+        load(tmp_path, SMOKE)
+    with (tmp_path / "data_batch_2.bin").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match="no multiple of 3073"):
+        load(tmp_path, recipe("cifar10"))
