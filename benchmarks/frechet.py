@@ -54,9 +54,9 @@ def distance(a: Statistics, b: Statistics) -> float:
 @click.option("--features", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--n", default=5000, show_default=True, help="Pictures made for each figure.")
 def main(run_path: Path, data: Path, features: Path, n: int) -> None:
-    """Print REC, GEN-1 and GEN-2 as JSON."""
+    """Print REC, GEN-1 and GEN-2 as JSON, and keep them in the run's metrics.json."""
     from training.dataset import load
-    from training.run import Run
+    from training.run import Run, write_json
     from training.twostage import to_uint8
     from training.vae import xla
 
@@ -68,7 +68,7 @@ def main(run_path: Path, data: Path, features: Path, n: int) -> None:
     first = run.load_networks(1)
     decoder = first.get_layer("decoder")
     for network in (decoder, first.get_layer("encoder")):
-        network.compile(jit_compile=xla())
+        network.jit_compile = xla()
     noise = np.random.default_rng(1).standard_normal((n, recipe.latent_dim), np.float32)
 
     def pictures(latents: npt.NDArray[np.float32]) -> Iterable[npt.NDArray[np.uint8]]:
@@ -92,7 +92,9 @@ def main(run_path: Path, data: Path, features: Path, n: int) -> None:
         scores["GEN-2 scalar"] = score((latents * scalar).astype(np.float32))
         scores["GEN-2 per-dimension"] = score(each.astype(np.float32))
         scores["scalar"] = round(float(scalar), 4)
-    print(json.dumps({"run": str(run_path), "features": features.stem, "n": n, "of": len(dataset), **scores}))
+    protocol = {"metric": f"FD ({features.stem})", "samples": n, "reference": f"the {len(dataset)} training pictures"}
+    write_json(run.path / "metrics.json", [{**protocol, **scores}])
+    print(json.dumps({**protocol, **scores}))
 
 
 def batches(items: npt.NDArray[Any]) -> Iterable[npt.NDArray[Any]]:

@@ -50,6 +50,7 @@ def export(run_path: Path, out: Path, options: Options) -> tuple[Bundle, Agreeme
         dataset={"description": options.dataset, **run.config["data"]},
         licence=options.licence,
         notes=options.notes,
+        metrics=run.metrics,
         producers={
             "opset": str(OPSET),
             **{package: version(package) for package in ("balanced-vae", "keras", "tensorflow", "tf2onnx", "onnx-ir")},

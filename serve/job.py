@@ -91,7 +91,9 @@ def run(
                 for each in waiting:
                     each.cancel()
     except OSError as error:
-        raise JobError(f"cannot write to {out}: {error.strerror or error}; the same command completes it") from None
+        raise JobError(
+            f"cannot write to {out}: {error.strerror or error}; mend that, and the same command completes it"
+        ) from None
     return int(job.count - present.sum())
 
 

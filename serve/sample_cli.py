@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,20 +103,22 @@ def main(
     if start + count > 2**63:
         raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
+    from serve import job
     from serve.errors import ServeError
 
     try:
-        if server:
-            from serve.client import Client
-
-            with Client(server) as client:
-                _make(client.model(model), count, out, seed, start, temperature, kind, grid, mix)
-        else:
-            from serve.bundle import DEFAULT, load
-            from serve.engine import Engine
-
-            engine = Engine(load(model or DEFAULT), device, threads, batch)
-            _make(engine, count, out, seed, start, temperature, kind, grid, mix)
+        with ExitStack() as stack:
+            source = _remote(stack, server, model) if server else _local(model, device, threads, batch)
+            wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
+            label = f"{source.name} seed {seed}"
+            began = time.monotonic()
+            with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
+                made = job.run(wanted, source, out, mix, bar.update)
+            seconds = time.monotonic() - began
+            speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
+            click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
+            if grid:
+                click.echo(f"contact sheet: {job.grid(wanted, source, out, *grid)}")
     except ServeError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -123,25 +126,14 @@ def main(
         raise SystemExit(130) from None
 
 
-def _make(
-    source: Source,
-    count: int,
-    out: Path,
-    seed: int,
-    start: int,
-    temperature: float,
-    kind: str,
-    grid: tuple[int, int] | None,
-    mix: bool,
-) -> None:
-    from serve import job
+def _remote(stack: ExitStack, server: str, model: str) -> Source:
+    from serve.client import Client
 
-    wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
-    began = time.monotonic()
-    with click.progressbar(length=count, label=f"{source.name} seed {seed}", show_pos=True, file=sys.stderr) as bar:
-        made = job.run(wanted, source, out, mix, bar.update)
-    seconds = time.monotonic() - began
-    speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
-    click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
-    if grid:
-        click.echo(f"contact sheet: {job.grid(wanted, source, out, *grid)}")
+    return stack.enter_context(Client(server)).model(model)
+
+
+def _local(model: str, device: str, threads: int, batch: int) -> Source:
+    from serve.bundle import DEFAULT, load
+    from serve.engine import Engine
+
+    return Engine(load(model or DEFAULT), device, threads, batch)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 BIN = Path(sys.executable).parent
 SHARED = Path(__file__).parents[2] / "shared"
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def command(*words: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -88,7 +88,7 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
 
 def _train(resolved: Recipe, dataset: Dataset, out: Path) -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # a resumed run is the run that was not stopped
     try:
         from training.progress import Watch

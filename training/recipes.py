@@ -215,7 +215,7 @@ def faces() -> Recipe:
         epochs=150,
         lr=4e-4,
         halve_every=24,
-        epochs2=200,
+        epochs2=140,
         lr2=4e-4,
         halve_every2=35,
         sample_every=10,

@@ -6,6 +6,7 @@ stage2.keras      the same of stage 2
 state/            what resuming needs: weights, optimizer, policy, position in the epoch
 history.jsonl     one record an epoch
 diagnostics.json  what is known of the latents
+metrics.json      measurements, where some were made: a list, each with its protocol
 figures/*.png     the history, plotted
 samples/*.png     grids of samples
 """
@@ -71,6 +72,12 @@ class Run:
     def diagnostics(self) -> dict[str, Any]:
         """What diagnostics.json holds."""
         return self._read("diagnostics.json")
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """What metrics.json holds; nothing where nothing was measured."""
+        path = self.path / "metrics.json"
+        return list(json.loads(path.read_text())) if path.exists() else []
 
     def _read(self, name: str) -> dict[str, Any]:
         try:

@@ -101,7 +101,7 @@ def train(vae: VAE, data: Data, schedule: Schedule, run: Run, watcher: Watcher, 
     )
     vae.compile(optimizer=keras.optimizers.Adam(rate), jit_compile=xla())
     vae.optimizer.build(vae.trainable_variables)
-    vae.encoder.compile(jit_compile=xla())  # once, for the epochs' records
+    vae.encoder.jit_compile = xla()  # for the epochs' records
     # Weights, the policy's state and the noise's seed; running means start anew with every piece.
     others = {id(variable) for variable in (*vae.metrics_variables, *vae.optimizer.variables)}
     variables = [variable for variable in vae.variables if id(variable) not in others]

@@ -81,7 +81,7 @@ class Posteriors:
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
-    encoder.compile(jit_compile=xla())
+    encoder.jit_compile = xla()
     views = [dataset.images] + ([dataset.images[:, :, ::-1]] if dataset.flip else [])
     parts = [posteriors(encoder, view[at : at + 5000], PEAK) for view in views for at in range(0, len(view), 5000)]
     means, sds = zip(*parts, strict=True)
