@@ -25,6 +25,12 @@ Images = npt.NDArray[np.uint8]
 DEVICES = ("auto", "cuda", "openvino", "cpu")
 BATCH = {"cuda": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
 SMALL = 8  # the smallest bucket; below it, padding costs less than another tuned shape
+NEEDS = {
+    "cuda": "NVIDIA's driver and pip install 'balanced-vae[gpu]'",
+    "openvino": "an Intel processor and pip install 'balanced-vae[openvino]'",
+    "cpu": "a whole ONNX Runtime",
+}
+NVIDIA_DRIVER = Path("/dev/nvidiactl")
 PROBE = 16  # samples that buckets have to agree on
 
 
@@ -48,16 +54,15 @@ class Engine:
     def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, batch: int = 0) -> None:
         self.card: Card = bundle.card
         self.digest = bundle.digest
+        if device not in DEVICES:
+            raise EngineError(f"device must be one of {', '.join(DEVICES)}. Received: {device!r}")
         runtime = _runtime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self.device, providers = _choose(runtime, device, options)
-        try:
-            self._session = runtime.InferenceSession(bundle.data, options, providers=providers)
-        except Exception as error:  # the runtime's own exceptions share no base
-            reason = str(error).strip().splitlines()[0]
-            raise EngineError(f"the {self.device} device cannot run this model: {reason}") from None
+        for self.device in DEVICES[1:] if device == "auto" else (device,):
+            self._session = _open(runtime, bundle.data, self.device, threads)
+            if self._session is not None:
+                break
+        else:
+            raise EngineError(f"there is no {device} device here: it needs {NEEDS[device]}; or pass --device cpu")
         batch = batch or BATCH[self.device]
         self.buckets = self._warm_up(sorted({min(SMALL, batch), batch}))
 
@@ -128,31 +133,36 @@ def _runtime() -> Any:
         raise EngineError("ONNX Runtime is not installed: pip install 'balanced-vae[cpu]' (or gpu, openvino)") from None
 
 
-def _choose(runtime: Any, device: str, options: Any) -> tuple[str, list[Any] | None]:
-    """Return the device to use and the session's providers."""
-    if device not in DEVICES:
-        raise EngineError(f"device must be one of {', '.join(DEVICES)}. Received: {device!r}")
-    if device in ("auto", "cuda") and "CUDAExecutionProvider" in runtime.get_available_providers():
+def _open(runtime: Any, model: bytes, device: str, threads: int) -> Any:
+    """Return a session on a device, or None where the device or its provider is not there.
+
+    Raises:
+        EngineError: the device is there and refuses the graph.
+    """
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    providers: list[Any] | None = ["CPUExecutionProvider"]
+    if device == "cuda":
+        # Without a driver the runtime would take the CPU instead, with pages of warnings.
+        if "CUDAExecutionProvider" not in runtime.get_available_providers() or not NVIDIA_DRIVER.exists():
+            return None
         runtime.preload_dlls()  # CUDA and cuDNN as pip brings them
         # TF32 would take samples more than a grey level away from other engines'.
-        cuda = ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
-        if device == "cuda" or _has_gpu():
-            return "cuda", [cuda, "CPUExecutionProvider"]
-    if device in ("auto", "openvino") and _add_openvino(runtime, options):
-        return "openvino", None
-    if device in ("auto", "cpu"):
-        return "cpu", ["CPUExecutionProvider"]
-    raise EngineError(
-        f"there is no {device} device here: pip install 'balanced-vae[{_EXTRA[device]}]', or --device cpu"
-    )
-
-
-_EXTRA = {"cuda": "gpu", "openvino": "openvino"}
-
-
-def _has_gpu() -> bool:
-    """Tell whether NVIDIA's driver shows a device: without one the runtime would fall back silently."""
-    return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
+        settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        providers = [("CUDAExecutionProvider", settings), "CPUExecutionProvider"]
+    elif device == "openvino":
+        if not _add_openvino(runtime, options):
+            return None
+        providers = None  # the options name the device
+    try:
+        session = runtime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # the runtime's own exceptions share no base
+        reason = str(error).strip().splitlines()[0]
+        raise EngineError(f"the {device} device cannot run this model: {reason}") from None
+    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        return None
+    return session
 
 
 def _add_openvino(runtime: Any, options: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -109,6 +110,19 @@ def test_a_damaged_state_is_one_line(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "stage1.keras").unlink()
     (state / "stage1.npz").write_bytes(b"PK\x03\x04 cut")
     assert_clear_error(command(*words), "cannot resume from", "stage1.npz", "delete it")
+
+
+def test_a_full_disk_is_one_line_and_what_was_there_stays(pictures: Path, tmp_path: Path) -> None:
+    words = [str(BIN / "train-vae"), "--recipe", "smoke", "--data", str(pictures), "--out", str(tmp_path / "run")]
+
+    def small_files() -> None:  # the kernel refuses to write past this size, as a full disk would
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+
+    result = subprocess.run(words, capture_output=True, text=True, preexec_fn=small_files)
+    assert_clear_error(result, "cannot write to")
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.name.startswith(".part")]
+    assert len(records(tmp_path / "run")) == 2
+    assert subprocess.run(words, capture_output=True).returncode == 0
 
 
 @pytest.mark.parametrize(
