@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -105,6 +106,8 @@ def main(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve import job
     from serve.errors import ServeError
+
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through every `finally`
 
     try:
         with ExitStack() as stack:

@@ -107,15 +107,21 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_written(smoke_bundle: Path,
     assert sample(smoke_bundle, out, "--format", "npy", n=1500).returncode == 0
 
 
-def test_ctrl_c_leaves_whole_files_and_the_command_completes_them(smoke_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_leaves_whole_files_only(number: int, code: int, smoke_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = [str(BIN / "sample-cli"), "--model", str(smoke_bundle), "--out", str(out), "--n", "30000", "--batch", "8"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+    def as_in_a_terminal() -> None:  # a shell starts background jobs, and so their tests, deaf to SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, preexec_fn=as_in_a_terminal, **pipes) as process:
         while not (out / f"{100:09d}.png").exists():
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
     made = [path for path in out.iterdir() if path.suffix == ".png"]
     assert 100 <= len(made) < 30000
