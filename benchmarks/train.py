@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 import click
-import keras
 import numpy as np
 
 from training.dataset import Dataset
@@ -25,6 +24,8 @@ from training.vae import xla
 @click.option("--steps", default=50, show_default=True, help="Minibatches timed, after one pass of as many.")
 def main(name: str, trials: tuple[str, ...], steps: int) -> None:
     """Time the training step."""
+    import keras  # after training, which chooses the backend's settings
+
     print(f"{keras.backend.backend()}: images/s of stage 1, recipe {name}")
     for trial in trials:
         wanted = recipe(name).set(part for part in trial.split(",") if part)

@@ -73,7 +73,6 @@ def main(
         raise click.ClickException(
             "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         from export.errors import ExportError
         from export.export import Options, export

@@ -6,3 +6,13 @@ VAE, survive being stopped), `twostage` (stage 1, posteriors, stage 2), `run` (w
 
 Networks and training use `keras` and `keras.ops` only, so KERAS_BACKEND=jax or torch trains as well.
 """
+
+import os
+
+# Read when the backend is imported, so they are set here, before anything of ours imports it.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# TensorFlow leaves oneDNN off on processors without AVX-512, where it trains three times faster too.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# A resumed run is the run that was not stopped, bit by bit.
+os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")

@@ -5,7 +5,6 @@ Keras is imported late: `--help` and usage errors answer at once.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +86,6 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
 
 
 def _train(resolved: Recipe, dataset: Dataset, out: Path) -> None:
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # a resumed run is the run that was not stopped
     try:
         from training.progress import Watch
         from training.run import Run
