@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from training.run import Record
 from training.stage import Schedule
@@ -25,15 +27,15 @@ class Watch:
         self.active = ""
         self.shown = 0.0
         self.mark = (0, 0.0)
-        self.progress = Progress(
+        self.numbers = ""
+        self.progress = _TwoLines(
+            self,
             TextColumn("[bold]stage {task.fields[stage]}"),
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
             console=self.console,
             speed_estimate_period=120,
             disable=not self.console.is_terminal,
@@ -64,8 +66,8 @@ class Watch:
             completed=done,
             epoch=f"{epoch + 1}/{schedule.epochs}",
             speed=f"{speed:,.0f} images/s" if done > self.mark[0] else "",
-            numbers=_numbers(logs) + self.active,
         )
+        self.numbers = _numbers(logs) + self.active
 
     def _begin(self, schedule: Schedule, done: int, now: float) -> None:
         if self.stage == schedule.stage:
@@ -80,7 +82,6 @@ class Watch:
             stage=schedule.stage,
             epoch="",
             speed="",
-            numbers="",
         )
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
@@ -92,6 +93,18 @@ class Watch:
             left = (schedule.epochs - record["epoch"] - 1) * schedule.items / record["images_per_second"]
             line = f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}"
             self.console.print(line, soft_wrap=True, highlight=False)
+
+
+class _TwoLines(Progress):
+    """The bar, and what is measured below it: both would not fit a terminal of 80 columns."""
+
+    def __init__(self, watch: Watch, *columns: Any, **options: Any) -> None:
+        self.watch = watch
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.watch.numbers)
 
 
 def _numbers(values: dict[str, Any]) -> str:
