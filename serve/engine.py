@@ -28,7 +28,6 @@ SMALL = 8  # the smallest bucket; below it, padding costs less than another tune
 NEEDS = {
     "cuda": "NVIDIA's driver and pip install 'balanced-vae[gpu]'",
     "openvino": "an Intel processor and pip install 'balanced-vae[openvino]'",
-    "cpu": "a whole ONNX Runtime",
 }
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 PROBE = 16  # samples that buckets have to agree on
