@@ -8,11 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from export.normalise import DRAWS, Normalisation, fit
 from serve.noise import draw
+from training import priors
+from training.normalise import DRAWS, Normalisation, fit
 from training.run import Run
-
-PRIORS = ("second-stage", "normal")
 
 
 class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -47,30 +46,28 @@ class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
 
 
 def build(run: Run, prior: str, mode: str, draws: int = DRAWS) -> tuple[keras.Model, Normalisation]:
-    """Return noise [n, latent_dim] -> images uint8 [n, side, side, channels], and its normalisation.
+    """Return noise [n, noise_size] -> images uint8 [n, side, side, channels], and its normalisation.
 
     Args:
         run: A finished run.
-        prior: One of PRIORS: second-stage samples (GEN-2), or the noise itself as latents (GEN-1).
-        mode: Latent normalisation, of second-stage samples only.
+        prior: One of the run's priors (`training.priors`).
+        mode: Latent normalisation, of second-stage samples only: the others have the variance they were fitted to.
         draws: Samples to fit it on.
 
     Raises:
-        RunError: the run is not finished.
+        RunError: the run is not finished, or has no such prior.
     """
     decoder = run.load_networks(1).get_layer("decoder")
-    noise = keras.Input(decoder.input_shape[1:], name="noise")
-    latents = noise
-    size = int(noise.shape[-1])
+    source = priors.load(run, prior)
+    noise = keras.Input(source.input_shape[1:], name="noise")
+    latents = source(noise)
+    size = int(latents.shape[-1])
     normalisation = Normalisation("none", np.ones(size, np.float32), np.zeros(size, np.float32), 0)
-    if prior == "second-stage":
-        second = run.load_networks(2).get_layer("decoder")
-        if mode != "none":
-            second.jit_compile = False  # XLA is slower on a CPU
-            generated = second.predict(draw(0, 0, draws, size), batch_size=1000, verbose=0)
-            known = run.diagnostics
-            normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
-        second.name = "stage2"
-        latents = Affine(normalisation, name="normalise")(second(noise)) if mode != "none" else second(noise)
-    decoder.name = "stage1"
+    if prior == "second-stage" and mode != "none":
+        source.jit_compile = False  # XLA is slower on a CPU
+        generated = source.predict(draw(0, 0, draws, int(noise.shape[-1])), batch_size=1000, verbose=0)
+        known = run.diagnostics
+        normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
+        latents = Affine(normalisation, name="normalise")(latents)
+    source.name, decoder.name = "prior", "stage1"
     return keras.Model(noise, Pixels(name="pixels")(decoder(latents)), name="chain"), normalisation

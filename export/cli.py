@@ -24,9 +24,9 @@ def _name(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
 @click.option(
     "--prior",
-    type=click.Choice(("second-stage", "normal")),
+    type=click.Choice(("second-stage", "normal", "gaussian", "gmm")),
     default="second-stage",
-    help="Where latents come from: both stages (GEN-2), or the noise itself (GEN-1).",
+    help="Where latents come from: both stages (GEN-2), the noise itself (GEN-1), or an ex-post density.",
 )
 @click.option(
     "--normalise",

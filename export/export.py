@@ -41,7 +41,7 @@ def export(run_path: Path, out: Path, options: Options) -> tuple[Bundle, Agreeme
     card = Card(
         name=options.name,
         image_shape=(recipe.side, recipe.side, recipe.channels),
-        noise_size=recipe.latent_dim,
+        noise_size=chain.input_shape[-1],
         latent_size=recipe.latent_dim,
         prior=options.prior,
         normalisation=normalisation.card(),
@@ -50,7 +50,8 @@ def export(run_path: Path, out: Path, options: Options) -> tuple[Bundle, Agreeme
         dataset={"description": options.dataset, **run.config["data"]},
         licence=options.licence,
         notes=options.notes,
-        metrics=run.metrics,
+        # A row for each latent is for the run directory, not for every copy of the model.
+        metrics=[{key: value for key, value in each.items() if key != "per_latent"} for each in run.metrics],
         producers={
             "opset": str(OPSET),
             **{package: version(package) for package in ("balanced-vae", "keras", "tensorflow", "tf2onnx", "onnx-ir")},

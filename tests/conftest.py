@@ -20,6 +20,11 @@ SHARED = Path(__file__).parents[2] / "shared"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def command(*words: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run one of our commands to its end, as a user would."""
     name, *rest = map(str, words)

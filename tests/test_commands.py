@@ -10,11 +10,12 @@ from tests.conftest import BIN, assert_clear_error, command
 
 HOMES = {
     "train-vae": "training.cli",
+    "evaluate-vae": "training.evaluation.cli",
     "export-onnx": "export.cli",
     "serve-vae": "serve.server_cli",
     "sample-cli": "serve.sample_cli",
 }
-HEAVY = ("tensorflow", "keras", "onnxruntime", "onnx", "grpc", "numpy", "rich", "matplotlib")
+HEAVY = ("tensorflow", "keras", "onnxruntime", "onnx", "grpc", "numpy", "rich", "matplotlib", "sklearn", "scipy")
 
 
 @pytest.mark.parametrize("name", HOMES)

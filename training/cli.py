@@ -12,29 +12,38 @@ from typing import TYPE_CHECKING
 import click
 
 from training.errors import TrainingError
-from training.recipes import RECIPES, Recipe, recipe
+from training.recipe import Recipe
+from training.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
-    from training.dataset import Dataset
+    from training.dataset import Splits
 
 
 def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
         for make in RECIPES.values():
-            click.echo(f"{make.__name__:10} {(make.__doc__ or '').splitlines()[0]}")
+            click.echo(f"{make.__name__.replace('_', '-'):22} {(make.__doc__ or '').splitlines()[0]}")
         context.exit()
+
+
+def _devices(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value != "all" and (not value.isdecimal() or value == "0"):
+        raise click.BadParameter(f"a number of devices, or all. Received: {value!r}")
+    return value
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 @click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes, help="Name them.")
-@click.option("--recipe", "name", metavar="NAME", required=True, help=f"One of {', '.join(RECIPES)}.")
+@click.option(
+    "--recipe", "name", metavar="NAME", required=True, help="What to train: faces, cifar10, rae-l2-celeba ..."
+)
 @click.option(
     "--data",
-    metavar="FOLDER",
+    metavar="PATH",
     required=True,
     type=click.Path(path_type=Path),
-    help="Pictures of any format and size (recursive), or CIFAR-10's binary files.",
+    help="A folder or zip of pictures (CelebA's split is found), CIFAR-10 or MNIST files, .npy or .npz.",
 )
 @click.option(
     "--out",
@@ -47,18 +56,53 @@ def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe (repeatable)."
 )
 @click.option("--skip-unreadable", is_flag=True, help="Leave broken pictures out instead of stopping at them.")
+@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Where decoded pictures are kept.")
+@click.option(
+    "--save-every",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    help="Work that a power cut may cost.",
+)
+@click.option(
+    "--steps-per-execution",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Minibatches a call of the compiled step; 10 or more keep a fast GPU busy.",
+)
+@click.option(
+    "--devices",
+    metavar="N|all",
+    callback=_devices,
+    default="1",
+    help="GPUs that share each minibatch; several machines by TF_CONFIG.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the data, print the recipe, and stop.")
-def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unreadable: bool, dry_run: bool) -> None:
-    """Train a two-stage VAE on pictures, its balance computed from the running error.
+def main(
+    name: str,
+    data: Path,
+    out: Path,
+    settings: tuple[str, ...],
+    skip_unreadable: bool,
+    cache: Path | None,
+    save_every: float,
+    steps_per_execution: int,
+    devices: str,
+    dry_run: bool,
+) -> None:
+    """Train a two-stage VAE on pictures, its balance computed from the running error - or a competitor of it.
 
     \b
     train-vae --recipe faces --data photos/ --out runs/mine
     train-vae --recipe cifar10 --data cifar-10-batches-bin/ --out runs/cifar --set epochs=20
+    train-vae --recipe rae-l2-celeba --data celeba/ --out runs/rae --set priors=gmm,second-stage
 
     Ctrl-C or SIGTERM saves and ends; the same command resumes. KERAS_BACKEND chooses tensorflow
     (default), jax or torch.
     """
     from training.dataset import load
+    from training.progress import reading
 
     try:
         resolved = recipe(name).set(settings)
@@ -66,18 +110,17 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
         raise click.UsageError(str(error)) from None
 
     try:
-        dataset = load(data, resolved, skip_unreadable)
-        report = dataset.report
-        click.echo(
-            f"{report.read:,} pictures read, {len(report.broken):,} broken, {report.ignored:,} ignored", err=True
-        )
+        with reading() as advance:
+            splits = load(data, resolved, skip_unreadable=skip_unreadable, cache=cache, advance=advance)
+        report = splits.train.report
+        click.echo(f"{report.kind}: {report}", err=True)
         for path, reason in report.broken[:10]:
             click.echo(f"  left out {path}: {reason}", err=True)
         if dry_run:
             for key, value in resolved.to_dict().items():
-                click.echo(f"{key} = {value}")
+                click.echo(f"{key} = {','.join(map(str, value)) if isinstance(value, list) else value}")
             return
-        _train(resolved, dataset, out)
+        _train(resolved, splits, out, save_every, steps_per_execution, devices)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
@@ -85,20 +128,24 @@ def main(name: str, data: Path, out: Path, settings: tuple[str, ...], skip_unrea
     click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)
 
 
-def _train(resolved: Recipe, dataset: Dataset, out: Path) -> None:
+def _train(
+    resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, devices: str
+) -> None:
     try:
+        from training.board import Board, Watchers
         from training.progress import Watch
         from training.run import Run
-        from training.stage import Stopped, StopRequest
+        from training.stage import Execution, Stopped, StopRequest
         from training.twostage import train_two_stages
     except ImportError as error:
         raise click.ClickException(f"{error}; pip install 'balanced-vae[train]'") from None
     run = Run(out)
-    run.open(resolved, {"count": len(dataset), "digest": dataset.digest})
+    execution = Execution(save_every, steps_per_execution, devices)
     stop = StopRequest()
+    identity = {"count": len(splits.train), "digest": splits.train.digest}
     try:
-        with stop.listening(), Watch() as watch:
-            train_two_stages(resolved, dataset, run, watch, stop)
+        with run.open(resolved, identity), stop.listening(), Watch() as watch, Board(run) as board:
+            train_two_stages(resolved, splits, run, Watchers(watch, board), stop, execution)
     except Stopped as stopped:
         click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
         sys.exit(128 + stopped.signal)

@@ -1,100 +1,207 @@
-"""Pictures to train on, read into memory as uint8 arrays. No Keras here: a bad folder is told at once."""
+"""The pictures of a run: checked, made ready, and mapped into memory. No Keras here: bad data is told at once."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import mmap
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from training.cache import Cache, Stored, default_folder
 from training.errors import DataError
-from training.images import Report, is_picture, read_all
-from training.recipes import Recipe
+from training.images import SPLITS, UNREADABLE, Advance, Pixels, Report, in_parallel, why
+from training.recipe import Recipe
+from training.sources import Source, opened
 
-CIFAR_SIDE = 32
-CIFAR_ROW = 1 + 3 * CIFAR_SIDE**2  # a label, then the red, green and blue planes
+FORMAT = 1  # of what is stored; another one when the same source gives other pictures or another file
+
+
+class _File:
+    """Reads pictures of a memory map from its file.
+
+    Touching the map itself fetches a page at a time, each when the last has come, and keeps all of them in
+    the process. Here the disk is told of a whole batch first, and the process keeps nothing else.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self.file = open(images.filename, "rb")  # noqa: SIM115  # as long as the pictures are there
+        begin = images.offset - images.offset % mmap.ALLOCATIONGRANULARITY
+        self.first = begin + images.ctypes.data - np.frombuffer(images._mmap, np.uint8).ctypes.data
+        self.step, self.shape = images.strides[0], images.shape
+
+    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+        count, *shape = self.shape
+        if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+            raise IndexError(f"pictures go from 0 to {count - 1}. Received: {indices.min()} to {indices.max()}")
+        pictures = np.empty((len(indices), *shape), np.uint8)
+        rows = pictures.reshape(len(indices), -1)
+        places = (self.first + indices * self.step).tolist()
+        if hasattr(os, "posix_fadvise"):
+            for place in places:
+                os.posix_fadvise(self.file.fileno(), place, rows.shape[1], os.POSIX_FADV_WILLNEED)
+        for row, place in zip(rows, places, strict=True):
+            if os.preadv(self.file.fileno(), [row.data], place) != len(row):
+                raise OSError(f"{self.file.name} was cut short while it was in use")
+        return pictures
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures in memory.
+    """Pictures of one split.
 
     Attributes:
-        images: uint8 [count, side, side, channels].
+        images: uint8 [count, side, side, channels]; a memory map where they come from disk.
         flip: Whether mirror images belong to the data.
         report: What was read.
+        known_digest: The digest where it is known; else it is computed when asked for.
     """
 
-    images: npt.NDArray[np.uint8]
+    images: Pixels
     flip: bool
     report: Report
+    known_digest: str = ""
+    _file: _File | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        mapped = isinstance(self.images, np.memmap) and self.images.filename and len(self.images)
+        file = _File(self.images) if mapped and self.images[0].flags.c_contiguous else None
+        object.__setattr__(self, "_file", file)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Identity of the pictures, their order included: hexadecimal."""
-        return hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=16).hexdigest()
+        if self.known_digest:
+            return self.known_digest
+        digest = hashlib.blake2b(digest_size=16)
+        for at in range(0, len(self), 1000):
+            digest.update(np.ascontiguousarray(self.images[at : at + 1000]).data)
+        return digest.hexdigest()
 
-    def batch(self, indices: npt.NDArray[np.intp], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    def batch(self, indices: npt.NDArray[np.intp], rng: np.random.Generator) -> Pixels:
         """Return the pictures at `indices`, each mirrored at even odds when flips belong to the data."""
-        images = self.images[indices]
+        images = self._file.rows(indices) if self._file else self.images[indices]
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]
         return images
 
 
-def load(path: Path, recipe: Recipe, skip_unreadable: bool = False) -> Dataset:
-    """Read a folder of pictures (recursively) or of CIFAR-10's binary files.
+@dataclass(frozen=True)
+class Splits:
+    """The pictures by what they are for; those of a source that has no such split are None."""
+
+    train: Dataset
+    validation: Dataset | None
+    test: Dataset | None
+
+
+def load(
+    path: Path,
+    recipe: Recipe,
+    *,
+    skip_unreadable: bool = False,
+    cache: Path | None = None,
+    advance: Advance | None = None,
+) -> Splits:
+    """Return the pictures that a path holds.
+
+    A path is a folder (recursive) or a zip of pictures of any format and size, CelebA as downloaded with its
+    official split, CIFAR-10's binary files, IDX files, a .npy or a .npz. Arrays that fit the recipe and are
+    not split further are used as they lie; all else is made ready once, and mapped from the cache then on.
+
+    Args:
+        path: Where they are.
+        recipe: What to make of them: side, channels, crop, resize and flip; `limit` cuts the train pictures,
+            then `validation` takes its share of them, added to the official validation split if there is one.
+        skip_unreadable: Leave broken pictures out.
+        cache: Folder for what has been made ready; None takes the user's.
+        advance: Is called with (done, of so many) as pictures are read to tell whether they are known,
+            and again as those that are not are decoded.
 
     Raises:
         DataError: nothing there, nothing readable, or - unless `skip_unreadable` - a broken picture.
     """
-    if not path.is_dir():
-        raise DataError(f"--data takes a folder of pictures. Received: {path}, which is not a folder")
-    batches = sorted(path.rglob("data_batch_*.bin"))
-    report = Report()
-    images = _read_cifar10(batches, recipe, report) if batches else _read_folder(path, recipe, report)
+    store = Cache(cache or default_folder())
+    with opened(path, recipe, store, advance) as source, warnings.catch_warnings():
+        # Pillow warns between its own two pixel limits; ours is lower and an error.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        ready = source.as_they_lie()
+        stored = Stored(ready, _digests(ready, store), []) if ready else _stored(source, recipe, store, advance)
+    counts = {split: len(images) for split, images in stored.images.items()}
+    broken = [(str(path / name), reason) for name, reason in stored.broken]
+    report = Report(sum(counts.values()), source.ignored, broken, source.kind, counts)
+    _check(path, report, skip_unreadable)
+    train, validation, test = (
+        Dataset(stored.images[split], recipe.flip, report, stored.digests.get(split, ""))
+        if split in stored.images
+        else None
+        for split in SPLITS
+    )
+    assert train is not None  # it was checked
+    return Splits(train, validation, test)
+
+
+def _check(path: Path, report: Report, skip_unreadable: bool) -> None:
     if report.broken and not (skip_unreadable and report.read):
         name, reason = report.broken[0]
         more = f" ({len(report.broken) - 1} more are broken)" if len(report.broken) > 1 else ""
         remedy = "nothing else is left to train on" if skip_unreadable else "mend it, or pass --skip-unreadable"
         raise DataError(f"cannot read {name}: {reason}{more}; {remedy}")
-    if len(images) < 2:
-        raise DataError(f"training takes 2 pictures or more. Received: {len(images)} in {path}")
-    return Dataset(images, recipe.flip, report)
+    if report.counts.get("train", 0) < 2:
+        raise DataError(f"training takes 2 pictures or more. Received: {report.counts.get('train', 0)} in {path}")
 
 
-def _read_folder(path: Path, recipe: Recipe, report: Report) -> npt.NDArray[np.uint8]:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    pictures = [file for file in files if is_picture(file)]
-    report.ignored = len(files) - len(pictures)
-    if not pictures:
-        held = f"{len(files)} files, none a picture by its ending (.png, .jpg, .webp ...)" if files else "no files"
-        raise DataError(f"--data takes a folder of pictures. Received: {path}, which holds {held}")
-    read = read_all(pictures, recipe, report)
-    return np.stack(read) if read else np.empty((0, recipe.side, recipe.side, recipe.channels), np.uint8)
+def _digests(images: dict[str, Pixels], store: Cache) -> dict[str, str]:
+    """Return the digests of files that are mapped as they lie: these may be too large to read at every start."""
+    return {
+        split: store.digest(Path(part.filename), part.offset, part.nbytes)
+        for split, part in images.items()
+        if isinstance(part, np.memmap) and part.filename
+    }
 
 
-def _read_cifar10(batches: list[Path], recipe: Recipe, report: Report) -> npt.NDArray[np.uint8]:
-    if (recipe.side, recipe.channels) != (CIFAR_SIDE, 3):
-        raise DataError(
-            f"CIFAR-10's files hold 32x32 colour pictures; recipe {recipe.name} wants "
-            f"{recipe.side}x{recipe.side} with {recipe.channels} channels: pass --recipe cifar10"
-        )
-    parts = []
-    for file in batches:
-        size = file.stat().st_size
-        if not size or size % CIFAR_ROW:
-            raise DataError(f"{file} is not a CIFAR-10 batch: {size} bytes is no multiple of {CIFAR_ROW}")
-        rows = np.fromfile(file, np.uint8).reshape(-1, CIFAR_ROW)
-        if rows[:, 0].max() > 9:
-            raise DataError(f"{file} is not a CIFAR-10 batch: it holds a label above 9")
-        parts.append(rows[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1))
-    images = np.ascontiguousarray(np.concatenate(parts))
-    report.read = len(images)
-    return images
+def _stored(source: Source, recipe: Recipe, store: Cache, advance: Advance | None) -> Stored:
+    shape = (recipe.side, recipe.side, recipe.channels)
+    how = f"{FORMAT} {shape} {recipe.crop} {recipe.resize} {recipe.limit} {recipe.validation}"
+    key = hashlib.blake2b(f"{how}\n{source.identity()}".encode(), digest_size=16).hexdigest()
+    return store.get(key, shape) or store.build(key, shape, _pictures(source, recipe, advance))
+
+
+def _pictures(
+    source: Source, recipe: Recipe, advance: Advance | None
+) -> Iterator[tuple[int, Pixels | tuple[str, str]]]:
+    """Give every picture with its split, in the order of SPLITS; what cannot be read as (name, reason)."""
+    splits = source.splits.copy()
+    if recipe.validation:
+        train = np.flatnonzero(splits == 0)
+        held = in_parallel(lambda index: held_back(source.fingerprint(index), recipe.validation), train.tolist())
+        splits[train[np.fromiter(held, bool, len(train))]] = 1
+
+    def read(index: int) -> tuple[int, Pixels | tuple[str, str]]:
+        try:
+            return int(splits[index]), source.picture(index)
+        except Exception as error:  # decoders raise almost anything on broken bytes
+            ours = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+            if ours and source.fingerprint(index) != UNREADABLE:  # the picture may be well: do not store that it is not
+                raise DataError(f"cannot read {source.label(index)}: {why(error)}") from None
+            return int(splits[index]), (source.label(index), why(error))
+
+    return in_parallel(read, np.argsort(splits, kind="stable").tolist(), advance)
+
+
+def held_back(fingerprint: bytes, share: float) -> bool:
+    """Tell whether a picture is held back for validation: by what it is, so that no other picture matters."""
+    digest = hashlib.blake2b(fingerprint, digest_size=8, person=b"validation").digest()
+    return int.from_bytes(digest, "little") < share * 2**64

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 
 class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
-    """One shuffled pass over `count` items, from minibatch `skip` on.
+    """One shuffled pass over `count` items, from minibatch `skip` on, up to `end`.
 
     The order and every random draw are a function of (seed, epoch, minibatch), so a resumed epoch goes on
     exactly where the stopped one would have.
@@ -30,6 +30,7 @@ class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no type
         seed: int,
         epoch: int,
         skip: int = 0,
+        end: int | None = None,
     ) -> None:
         super().__init__()
         self.batch = min(batch, count)
@@ -37,9 +38,10 @@ class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no type
         self.key = (seed, epoch)
         self.skip = skip
         self.order = np.random.default_rng(self.key).permutation(count)
+        self.end = count // self.batch if end is None else end
 
     def __len__(self) -> int:
-        return len(self.order) // self.batch - self.skip
+        return self.end - self.skip
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[Any]]:
         step = index + self.skip

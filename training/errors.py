@@ -15,3 +15,7 @@ class RecipeError(TrainingError):
 
 class RunError(TrainingError):
     """A run directory belongs to something else or is not complete."""
+
+
+class Diverged(TrainingError):
+    """A number of the training stopped being one. What was saved before is kept."""

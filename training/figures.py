@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of samples, and the history plotted."""
+"""Pictures of a run: grids of samples, what stage 1 does to the data, and every plot at a training's end."""
 
 from __future__ import annotations
 
@@ -6,17 +6,63 @@ import math
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
+from keras import ops
 from PIL import Image
 
-from training.run import Record, replacing
+from training import plots
+from training.dataset import Splits
+from training.run import Run, replacing
+
+Floats = npt.NDArray[np.floating[Any]]
+Pictures = npt.NDArray[np.uint8]
+
+PAIRS = 64  # pictures shown beside their reconstructions
+ROWS, STEPS = 8, 10  # interpolations, and pictures in each, both ends included
 
 
-def grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
-    """Write images [n, h, w, c] as one PNG, in rows, as square as can be."""
+def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
+    """Draw a finished run's figures, and pictures of what stage 1 does to the data it was given.
+
+    figures/history.png: each stage's terms, balance and latents over the epochs.
+    figures/figure5.png: how many latents stage 1 uses (figures 5 to 7 are the paper's, of variational stages).
+    figures/figure6.png, figure7.png: each latent on its way there, in the first epoch and over all of them.
+    samples/reconstructions.png: pictures, held back from training where some were, beside their reconstructions.
+    samples/interpolations.png: between the latents of pairs of training pictures.
+
+    The pictures in samples/ are the data's own, or near to it: they are for the run directory alone, and
+    nothing that is published from a run takes them.
+
+    Args:
+        run: The run, with its history and diagnostics.
+        networks: Stage 1 as kept: images in [0, 1] -> [reconstruction, mean, log_sd] or [reconstruction, latent].
+        splits: The pictures.
+    """
+    folder = run.path / "figures"
+    records = run.history()
+    plots.history(folder / "history.png", records)
+    if len(networks.outputs) == 3:
+        plots.variances(folder / "figure5.png", np.asarray(run.diagnostics["posterior_variance"]))
+        plots.along_first_epoch(folder / "figure6.png", run.history("trace"))
+        plots.along_training(folder / "figure7.png", [record for record in records if record["stage"] == 1])
+
+    shown = (splits.validation or splits.train).images
+    reconstructions(run.path / "samples" / "reconstructions.png", networks, shown[_spread(len(shown), PAIRS)])
+    train = splits.train.images
+    interpolations(run.path / "samples" / "interpolations.png", networks, train[_spread(len(train), 2 * ROWS)])
+
+
+def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:
+    """Return indices all over `count` pictures: where a file sorts them by class, the first are all alike."""
+    return np.linspace(0, count - 1, min(count, wanted)).astype(np.intp)
+
+
+def grid(path: Path, images: Pictures, columns: int = 0) -> None:
+    """Write images [n, h, w, c] as one PNG, in rows of so many columns; 0: as square as can be."""
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     cells = np.full((rows * columns, height, width, channels), 255, np.uint8)
     cells[:count] = images
@@ -26,41 +72,41 @@ def grid(path: Path, images: npt.NDArray[np.uint8]) -> None:
         Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(part, "PNG")
 
 
-def history(path: Path, records: list[Record]) -> None:
-    """Plot mse, KL, gamma and active latents of both stages over the epochs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    stages = [[record for record in records if record["stage"] == stage] for stage in (1, 2)]
-    stages = [stage for stage in stages if stage]
-    figure, axes = pyplot.subplots(len(stages), 4, figsize=(14, 3 * len(stages)), squeeze=False)
-    for row, stage in zip(axes, stages, strict=True):
-        epochs = [record["epoch"] + 1 for record in stage]
-        for axis, (name, label) in zip(row, _CURVES, strict=True):
-            axis.plot(epochs, [record[name] for record in stage], color="#2a6f97", linewidth=1.5)
-            axis.set_title(f"stage {stage[0]['stage']}: {label}", fontsize=10)
-            axis.set_xlabel("epoch", fontsize=8)
-            axis.tick_params(labelsize=8)
-            axis.grid(alpha=0.3)
-            _scale(axis, name)
-    figure.tight_layout()
-    with replacing(path) as part:
-        figure.savefig(part, dpi=90, format="png")
-    pyplot.close(figure)
+def reconstructions(path: Path, networks: keras.Model, images: Pictures) -> None:
+    """Write pairs: each of uint8 images [n, h, w, c], and right of it its reconstruction from the latent's mean."""
+    decoded = _to_uint8(networks(images / np.float32(255), training=False)[0])
+    gap = max(images.shape[1] // 8, 2)
+    pairs = np.concatenate([images, decoded], axis=2)
+    grid(path, np.pad(pairs, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255))
 
 
-_CURVES = (
-    ("mse", "mean squared error"),
-    ("kl", "KL divergence, nats"),
-    ("gamma", "gamma"),
-    ("active", "active latents"),
-)
+def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
+    """Write rows of pictures decoded between the latents of each two of uint8 images [n, h, w, c], ends included."""
+    latents = ops.convert_to_numpy(networks(images / np.float32(255), training=False)[1])
+    pairs = len(images) // 2
+    between = spherical(latents[:pairs], latents[pairs : 2 * pairs], STEPS)
+    decoded = networks.get_layer("decoder")(between.reshape(pairs * STEPS, -1), training=False)
+    grid(path, _to_uint8(decoded), STEPS)
 
 
-def _scale(axis: Any, name: str) -> None:
-    if name in ("mse", "gamma"):
-        axis.set_yscale("log")
-    else:
-        axis.set_ylim(bottom=0)
+def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]:
+    """Return latents [n, steps, size] from start to end, both [n, size].
+
+    The straight line between them, stretched to the ends' length: in many dimensions the line itself passes
+    nearer to the origin than the latents that the decoder has learned from.
+    """
+    share = np.linspace(0, 1, steps, dtype=np.float64)[:, None]
+    a, b = start[:, None].astype(np.float64), end[:, None].astype(np.float64)
+    line = (1 - share) * a + share * b
+    wanted = (1 - share) * _length(a) + share * _length(b)
+    return (line * wanted / np.maximum(_length(line), 1e-12)).astype(np.float32)
+
+
+def _length(latents: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    length: npt.NDArray[np.float64] = np.linalg.norm(latents, axis=-1, keepdims=True)
+    return length
+
+
+def _to_uint8(images: Any) -> Pictures:
+    values: npt.NDArray[np.float32] = ops.convert_to_numpy(images)
+    return np.rint(values * 255).astype(np.uint8)

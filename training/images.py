@@ -1,85 +1,135 @@
 """Pictures of any kind, one by one, to arrays of the recipe's size.
 
-Whatever a folder holds - any format, size, mode or orientation - comes out as uint8
-[side, side, channels], or as one line that says which file cannot be read and why.
+Whatever a file holds - any format, size, mode or orientation - comes out as uint8
+[side, side, channels], or as one line that says why it cannot be read.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
+from pathlib import PurePath
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 MOST_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoding it takes a gigabyte
+MOST_BYTES = 256 * 2**20  # so is a larger file; a zip's member may be made of nothing
+UNREADABLE = bytes(16)  # the fingerprint of a file that the system would not give
+SPLITS = ("train", "validation", "test")
 
 Pixels = npt.NDArray[np.uint8]
+Advance = Callable[[int, int], None]  # (done, of so many)
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_CHUNK = 16  # pictures that a thread takes at a time
+_THREADS = min(32, (os.cpu_count() or 1) + 4)  # some wait for the disk
 
 
 @dataclass
 class Report:
-    """What was read from a folder, and what was not.
+    """What was read, and what was not.
 
     Attributes:
         read: Pictures read.
         ignored: Files that do not look like pictures by their name.
         broken: (path, reason) of pictures that could not be read.
+        kind: What the pictures were kept as: "pictures", "CelebA", "CIFAR-10", "IDX", ".npy" or ".npz".
+        counts: Pictures read by split, of the splits that hold any.
     """
 
     read: int = 0
     ignored: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
+    kind: str = "pictures"
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
+        return f"{counts}; {len(self.broken):,} broken, {self.ignored:,} ignored"
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(name: str) -> bool:
     """Tell whether the file's ending is one of a format that Pillow reads."""
+    path = PurePath(name)
     return path.suffix.lower() in _endings() and not path.name.startswith(".")
 
 
+@cache
 def _endings() -> set[str]:
     formats = Image.registered_extensions()
     return {ending for ending, name in formats.items() if name in Image.OPEN and name not in ("PDF", "MPEG")}
 
 
-def read_all(paths: Iterable[Path], recipe: Recipe, report: Report) -> list[Pixels]:
-    """Read pictures in parallel, in order; what cannot be read goes into the report."""
-    pictures = []
-    with ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        # Pillow warns between its own two pixel limits; ours is lower and an error.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for path, outcome in pool.map(lambda path: (path, _try_read(path, recipe)), paths):
-            if isinstance(outcome, str):
-                report.broken.append((str(path), outcome))
-            else:
-                pictures.append(outcome)
-    report.read += len(pictures)
-    return pictures
-
-
-def _try_read(path: Path, recipe: Recipe) -> Pixels | str:
-    """Return the picture, or why it cannot be read."""
+def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], advance: Advance | None = None) -> Iterator[_R]:
+    """Give `work` of every item, in order. Threads do it, never far ahead of who takes the results."""
+    done = 0
+    waiting: deque[Future[list[_R]]] = deque()
+    pool = ThreadPoolExecutor(_THREADS)
     try:
-        if not path.stat().st_size:
-            return "the file is empty"
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height > MOST_PIXELS:
-                return f"{width}x{height} is over {MOST_PIXELS // 10**6} megapixels; shrink it first"
-            return to_array(picture, recipe)
-    except UnidentifiedImageError:
+        for at in range(0, len(items) + 2 * _THREADS * _CHUNK, _CHUNK):
+            if at < len(items):
+                waiting.append(pool.submit(lambda part: [work(item) for item in part], items[at : at + _CHUNK]))
+            if waiting and (at >= len(items) or len(waiting) == 2 * _THREADS):
+                results = waiting.popleft().result()
+                yield from results
+                done += len(results)
+                if advance:
+                    advance(done, len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops early does not wait for the rest
+
+
+def decode(data: bytes, recipe: Recipe) -> Pixels:
+    """Return the picture in a file's bytes as the recipe says: uint8 [side, side, channels].
+
+    Raises:
+        Exception: it cannot be read. Decoders raise almost anything on broken bytes; `why` says it in a line.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    with Image.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{width}x{height} is over {MOST_PIXELS // 10**6} megapixels; shrink it first")
+        return to_array(picture, recipe)
+
+
+def why(error: Exception) -> str:
+    """Return in one line why a picture cannot be read."""
+    if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"
-    except Image.DecompressionBombError:
+    if isinstance(error, Image.DecompressionBombError):
         return f"over {MOST_PIXELS // 10**6} megapixels; shrink it first"
-    # Decoders raise almost anything on broken bytes: SyntaxError (PNG), struct.error, ValueError, ...
-    except Exception as error:
-        return str(error).strip().rstrip(".").splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).strip().rstrip(".").splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def box(width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return the part of a picture that the recipe takes: (left, top, right, bottom), in its pixels.
+
+    Raises:
+        ValueError: the picture is smaller than the recipe's crop.
+    """
+    if any(recipe.crop):
+        top, bottom, left, right = recipe.crop
+        if bottom > height or right > width:
+            raise ValueError(f"{width}x{height} is smaller than the recipe's crop (rows {top}-{bottom})")
+        return left, top, right, bottom
+    square = min(width, height)
+    left, top = (width - square) // 2, (height - square) // 2
+    return left, top, left + square, top + square
 
 
 def to_array(picture: Image.Image, recipe: Recipe) -> Pixels:
@@ -90,20 +140,9 @@ def to_array(picture: Image.Image, recipe: Recipe) -> Pixels:
     """
     picture = ImageOps.exif_transpose(picture)
     picture = _flatten(picture).convert("L" if recipe.channels == 1 else "RGB")
-    width, height = picture.size
-    if any(recipe.crop):
-        top, bottom, left, right = recipe.crop
-        if bottom > height or right > width:
-            raise ValueError(f"{width}x{height} is smaller than the recipe's crop (rows {top}-{bottom})")
-        box = (left, top, right, bottom)
-    else:
-        square = min(width, height)
-        left, top = (width - square) // 2, (height - square) // 2
-        box = (left, top, left + square, top + square)
-    picture = picture.crop(box)
+    picture = picture.crop(box(*picture.size, recipe))
     if picture.size != (recipe.side, recipe.side):
-        method = Image.Resampling[recipe.resize.upper()]
-        picture = picture.resize((recipe.side, recipe.side), method)
+        picture = picture.resize((recipe.side, recipe.side), Image.Resampling[recipe.resize.upper()])
     return np.asarray(picture).reshape(recipe.side, recipe.side, recipe.channels)
 
 

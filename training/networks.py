@@ -1,27 +1,43 @@
 """The networks of both stages, as in figure 1 of the paper (the ResNet of Dai & Wipf 2019).
 
-Every encoder gives (mean, log_sd) of the posterior; every decoder gives a reconstruction. Heads
-compute in float32 whatever the precision policy, so that losses and pixels never lose range.
+A variational encoder gives (mean, log_sd) of the posterior, a deterministic one the latent; every decoder
+gives a reconstruction. Heads compute in float32 whatever the precision policy, so that losses and pixels
+never lose range.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import layers
 
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 WIDEST = 1024  # the decoder doubles its width per halving up to here
 
+Wrap = Callable[[layers.Layer], layers.Layer]
 
-def _conv(width: int, recipe: Recipe, l2: float = 0.0, **options: Any) -> layers.Conv2D:
+
+def _bare(layer: layers.Layer) -> layers.Layer:
+    return layer
+
+
+def _spectral(layer: layers.Layer) -> layers.Layer:
+    return layers.SpectralNormalization(layer, name=layer.name)
+
+
+def _options(recipe: Recipe, l2: float) -> dict[str, Any]:
     regularizer = keras.regularizers.L2(l2) if l2 else None
-    return layers.Conv2D(width, recipe.kernel, padding="same", kernel_regularizer=regularizer, **options)
+    return {"kernel_size": recipe.kernel, "padding": "same", "kernel_regularizer": regularizer}
 
 
-def _scale_block(x: Any, width: int, recipe: Recipe, name: str) -> Any:
+def _conv(width: int, recipe: Recipe, name: str, l2: float = 0.0, strides: int = 1) -> layers.Layer:
+    return layers.Conv2D(width, strides=strides, name=name, **_options(recipe, l2))
+
+
+def _scale_block(x: Any, width: int, recipe: Recipe, name: str, l2: float = 0.0, wrap: Wrap = _bare) -> Any:
     """`blocks_per_scale` residual blocks: (batch norm, ReLU, conv) x depth, plus a convolved shortcut."""
     for block in range(recipe.blocks_per_scale):
         y = x
@@ -29,8 +45,8 @@ def _scale_block(x: Any, width: int, recipe: Recipe, name: str) -> Any:
             at = f"{name}_{block}_{depth}"
             y = layers.BatchNormalization(momentum=recipe.batch_norm_momentum, epsilon=1e-5, name=f"{at}_norm")(y)
             y = layers.ReLU(name=f"{at}_relu")(y)
-            y = _conv(width, recipe, name=f"{at}_conv")(y)
-        shortcut = _conv(width, recipe, name=f"{name}_{block}_shortcut")(x)
+            y = wrap(_conv(width, recipe, f"{at}_conv", l2))(y)
+        shortcut = wrap(_conv(width, recipe, f"{name}_{block}_shortcut", l2))(x)
         x = layers.Add(name=f"{name}_{block}_add")([y, shortcut])
     return x
 
@@ -43,46 +59,46 @@ def _posterior(x: Any, latent_dim: int) -> list[Any]:
 
 
 def image_encoder(recipe: Recipe) -> keras.Model:
-    """Stage 1's encoder: images [n, side, side, channels] in [0, 1] -> mean, log_sd, each [n, latent_dim]."""
+    """Stage 1's encoder: images [n, side, side, channels] in [0, 1] -> mean, log_sd or latent, [n, latent_dim]."""
     images = keras.Input((recipe.side, recipe.side, recipe.channels), name="images")
     width = recipe.base_dim
-    x = _conv(width, recipe, name="stem")(images)
+    x = _conv(width, recipe, "stem")(images)
     for scale in range(recipe.num_scale):
         x = _scale_block(x, width, recipe, f"scale{scale}")
         if scale < recipe.num_scale - 1:
             width *= 2
-            x = _conv(width, recipe, recipe.l2, strides=2, name=f"down{scale}")(x)
+            x = _conv(width, recipe, f"down{scale}", recipe.l2_down, strides=2)(x)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     y = x
     for depth in range(2):
         y = layers.ReLU(name=f"fc_{depth}_relu")(y)
         y = layers.Dense(recipe.fc_dim, name=f"fc_{depth}")(y)
     x = layers.Add(name="fc_add")([y, layers.Dense(recipe.fc_dim, name="fc_shortcut")(x)])
-    return keras.Model(images, _posterior(x, recipe.latent_dim), name="encoder")
+    statistics = _posterior(x, recipe.latent_dim)
+    return keras.Model(images, statistics if recipe.first_stage == "vae" else statistics[:1], name="encoder")
 
 
-def image_decoder(recipe: Recipe) -> keras.Model:
-    """Stage 1's decoder: latents [n, latent_dim] -> images [n, side, side, channels] in [0, 1]."""
+def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
+    """Stage 1's decoder: latents [n, latent_dim] -> images [n, side, side, channels] in [0, 1].
+
+    Args:
+        recipe: Gives the sizes.
+        spectral: Whether every kernel is divided by its spectral norm as it trains (RAE-SN).
+    """
+    wrap = _spectral if spectral else _bare
     latents = keras.Input((recipe.latent_dim,), name="latents")
 
     def width(side: int) -> int:
         return min(recipe.base_dim * recipe.side // side, WIDEST)
 
     side = 2
-    x = layers.Dense(side * side * width(side), name="stem")(latents)
+    x = wrap(layers.Dense(side * side * width(side), name="stem"))(latents)
     x = layers.Reshape((side, side, width(side)), name="grid")(x)
     while side < recipe.side:
         side *= 2
-        x = layers.Conv2DTranspose(
-            width(side),
-            recipe.kernel,
-            strides=2,
-            padding="same",
-            kernel_regularizer=keras.regularizers.L2(recipe.l2) if recipe.l2 else None,
-            name=f"up{side}",
-        )(x)
-        x = _scale_block(x, width(side), recipe, f"scale{side}")
-    x = _conv(recipe.channels, recipe, name="pixels")(x)
+        up = layers.Conv2DTranspose(width(side), strides=2, name=f"up{side}", **_options(recipe, recipe.l2_up))
+        x = _scale_block(wrap(up)(x), width(side), recipe, f"scale{side}", recipe.l2_scale, wrap)
+    x = wrap(_conv(recipe.channels, recipe, "pixels"))(x)
     x = layers.Activation("sigmoid", dtype="float32", name="images")(x)
     return keras.Model(latents, x, name="decoder")
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from training.run import Record
-from training.stage import Schedule
+if TYPE_CHECKING:  # the data is checked, and told of, before Keras is imported
+    from training.run import Record
+    from training.stage import Schedule
 
 REFRESH = 0.25  # seconds; reading a loss waits for the device, so not every step is shown
+
+
+@contextmanager
+def reading() -> Iterator[Callable[[int, int], None]]:
+    """Give what to call with (pictures done, pictures in all) while they are decoded; a bar in a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("decoding"), BarColumn(bar_width=None), TextColumn("{task.completed:,}/{task.total:,}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
 class Watch:
@@ -86,7 +98,7 @@ class Watch:
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
         """Note the active latents; where there is no terminal, print a line."""
-        self.active = f"  active {record['active']}/{record['latents']}"
+        self.active = f"  active {record['active']}/{record['latents']}" if "active" in record else ""
         if self.progress.disable:
             epoch = f"stage {schedule.stage} epoch {record['epoch'] + 1}/{schedule.epochs}"
             speed = f"{record['images_per_second']:,.0f} images/s"

@@ -3,16 +3,21 @@
 config.json       the recipe as run, the data's identity, versions
 stage1.keras      encoder and decoder of stage 1 (plain Keras layers: loads without this package)
 stage2.keras      the same of stage 2
+prior-NAME.keras  an ex-post density: noise -> latents
+snapshots/        stage 1 along the way, where the recipe asks for it
 state/            what resuming needs: weights, optimizer, policy, position in the epoch
 history.jsonl     one record an epoch
+trace.jsonl       the latents' variances along the first epoch
 diagnostics.json  what is known of the latents
 metrics.json      measurements, where some were made: a list, each with its protocol
-figures/*.png     the history, plotted
+figures/*.png     the run, plotted
 samples/*.png     grids of samples
+tensorboard/      the same for TensorBoard
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -25,7 +30,7 @@ import keras
 import numpy as np
 
 from training.errors import RunError
-from training.recipes import Recipe
+from training.recipe import Recipe
 
 Record = dict[str, Any]
 
@@ -90,23 +95,45 @@ class Run:
             raise RunError(f"{self.path / name} should hold a JSON object")
         return value
 
-    def open(self, recipe: Recipe, data: dict[str, Any]) -> None:
-        """Start the run, or check that it is the same one and go on with it.
+    @contextmanager
+    def open(self, recipe: Recipe, data: dict[str, Any]) -> Iterator[None]:
+        """Start the run, or check that it is the same one and go on with it; hold it for the length of a block.
 
         Args:
             recipe: The recipe wanted.
             data: Identity of the pictures (their count and digest).
 
         Raises:
-            RunError: the folder holds a run of another recipe or other pictures, or something else.
+            RunError: the folder holds a run of another recipe or other pictures, or something else, or another
+                process is training in it.
         """
-        if not (self.path / "config.json").exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-                raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
-            versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
-            config = {"recipe": recipe.to_dict(), "data": data, "versions": versions}
-            write_json(self.path / "config.json", config)
-            return
+        ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
+        if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
+        with self._locked():
+            if (self.path / "config.json").exists():
+                self._check_same(recipe, data)
+            else:
+                versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
+                config = {"recipe": recipe.to_dict(), "data": data, "versions": versions}
+                write_json(self.path / "config.json", config)
+            yield
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Be the only process that trains here; the system lets go of the lock however the process ends."""
+        path = self.path / "state" / "lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"another process is training in {self.path}; wait for it, or choose another --out"
+                ) from None
+            yield
+
+    def _check_same(self, recipe: Recipe, data: dict[str, Any]) -> None:
         before, now = self.config["recipe"], recipe.to_dict()
         for key in sorted(set(before) | set(now)):
             if before.get(key) != now.get(key):
@@ -117,24 +144,29 @@ class Run:
         if self.config["data"] != data:
             raise RunError(f"{self.path} was trained on other pictures than --data holds; choose another --out")
 
-    def append(self, record: Record) -> None:
-        """Add an epoch's record to history.jsonl."""
-        with (self.path / "history.jsonl").open("a") as history:
-            history.write(json.dumps(record) + "\n")
+    def append(self, record: Record, name: str = "history") -> None:
+        """Add a record to history.jsonl, an epoch's, or to trace.jsonl."""
+        with (self.path / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
-    def history(self) -> list[Record]:
-        """Return the records of all epochs."""
+    def history(self, name: str = "history") -> list[Record]:
+        """Return the records of all epochs, or of the trace."""
         try:
-            lines = (self.path / "history.jsonl").read_text().splitlines()
+            lines = (self.path / f"{name}.jsonl").read_text().splitlines()
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def forget(self, stage: int, epoch: int) -> None:
-        """Drop the records from an epoch of a stage on: a resumed run writes them again."""
-        kept = [record for record in self.history() if (record["stage"], record["epoch"]) < (stage, epoch)]
-        with replacing(self.path / "history.jsonl") as part:
-            part.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    def forget(self, stage: int, epoch: int, step: int) -> None:
+        """Drop the records from a position of a stage on: a resumed run writes them again."""
+        now = (stage, epoch)
+        self._keep("history", [each for each in self.history() if (each["stage"], each["epoch"]) < now])
+        if now <= (1, 0):
+            self._keep("trace", [each for each in self.history("trace") if each["step"] <= step])
+
+    def _keep(self, name: str, records: list[Record]) -> None:
+        with replacing(self.path / f"{name}.jsonl") as part:
+            part.write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def save_state(self, stage: int, variables: list[Any], position: Record) -> None:
         """Save what resuming a stage needs: Keras variables, in order, and where training stands."""
@@ -164,31 +196,61 @@ class Run:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"cannot resume from {path}: {reason}; delete it to train stage {stage} anew") from None
 
+    def saved_position(self, stage: int) -> Record | None:
+        """Return where the saved state of a stage stands; None where there is none."""
+        try:
+            with np.load(self._state(stage), allow_pickle=False) as arrays:
+                position: Record = json.loads(arrays["position"].tobytes())
+                return position
+        except FileNotFoundError:
+            return None
+
     def _state(self, stage: int) -> Path:
         return self.path / "state" / f"stage{stage}.npz"
 
-    def has_networks(self, stage: int) -> bool:
-        """Tell whether a stage is finished."""
-        return (self.path / f"stage{stage}.keras").exists()
+    def network_path(self, stage: int) -> Path:
+        """Where a finished stage's networks are kept."""
+        return self.path / f"stage{stage}.keras"
 
-    def save_networks(self, stage: int, networks: keras.Model) -> None:
+    def prior_path(self, name: str) -> Path:
+        """Where an ex-post density is kept."""
+        return self.path / f"prior-{name}.keras"
+
+    def snapshot_path(self, epoch: int) -> Path:
+        """Where stage 1 as it was after so many epochs is kept."""
+        return self.path / "snapshots" / f"stage1-{epoch:04d}.keras"
+
+    def finish(self, stage: int, networks: keras.Model) -> None:
         """Write a finished stage's encoder and decoder, and drop the state it no longer needs."""
-        with replacing(self.path / f"stage{stage}.keras") as part:
-            networks.save(part)
+        save_model(self.network_path(stage), networks)
         self._state(stage).unlink(missing_ok=True)
 
     def load_networks(self, stage: int) -> keras.Model:
-        """Return a stage's encoder and decoder as `save_networks` got them.
+        """Return a stage's encoder and decoder as `finish` got them.
 
         Raises:
             RunError: they are missing or damaged.
         """
-        path = self.path / f"stage{stage}.keras"
-        if not path.exists():
-            raise RunError(f"{self.path} is not a finished run: it has no {path.name}; run train-vae to its end")
-        load: Callable[..., keras.Model] = keras.models.load_model
-        try:
-            return load(path, compile=False)
-        except Exception as error:  # h5py, zipfile and Keras each have their own for broken bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"cannot read {path}: {reason}") from None
+        return load_model(self.network_path(stage))
+
+
+def save_model(path: Path, model: keras.Model) -> None:
+    """Write a model of stock Keras layers, atomically."""
+    with replacing(path) as part:
+        model.save(part)
+
+
+def load_model(path: Path) -> keras.Model:
+    """Return the model that `save_model` wrote.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    if not path.exists():
+        raise RunError(f"{path.parent} is not a finished run: it has no {path.name}; run train-vae to its end")
+    load: Callable[..., keras.Model] = keras.models.load_model
+    try:
+        return load(path, compile=False)
+    except Exception as error:  # h5py, zipfile and Keras each have their own for broken bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"cannot read {path}: {reason}") from None

@@ -1,4 +1,4 @@
-"""The method, station by station: stage 1 on pictures, posteriors, stage 2 on latents."""
+"""The method, station by station: stage 1 on pictures, posteriors, and the priors fitted to them."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from training import figures, networks
-from training.balance import ComputedBalance
-from training.dataset import Dataset
-from training.recipes import Recipe
-from training.run import Record, Run, write_json
-from training.stage import Schedule, StopRequest, Watcher, latent_summary, posteriors, train
-from training.vae import VAE, xla
+from training import devices, figures, networks, priors
+from training.autoencoder import RAE, VAE, Autoencoder, xla
+from training.balance import policy
+from training.dataset import Dataset, Splits
+from training.errors import DataError
+from training.recipe import Recipe
+from training.run import Record, Run, save_model, write_json
+from training.stage import Execution, Schedule, StopRequest, Watcher, latent_summary, posteriors, train
 
 GRID = 64  # samples in a grid
 PEAK = 255.0  # the value of a uint8 image that stands for 1
 
 
-def image_vae(recipe: Recipe) -> VAE:
-    """Return stage 1: a VAE over uint8 images."""
+def image_autoencoder(recipe: Recipe, steps: int = 1) -> Autoencoder:
+    """Return stage 1 over uint8 images, variational or deterministic; `steps` is the minibatches an epoch."""
     keras.utils.set_random_seed(recipe.seed)
     keras.config.set_dtype_policy(recipe.precision)
-    return VAE(
-        networks.image_encoder(recipe),
-        networks.image_decoder(recipe),
-        ComputedBalance(),
-        kl_weight=recipe.kl_weight,
-        peak=PEAK,
-        seed=recipe.seed,
-    )
+    kind, _, regulariser = recipe.first_stage.partition("-")
+    encoder, decoder = networks.image_encoder(recipe), networks.image_decoder(recipe, spectral=regulariser == "sn")
+    if kind == "vae":
+        balance = policy(recipe, 1, steps)
+        return VAE(encoder, decoder, balance, kl_weight=recipe.k, peak=PEAK, seed=recipe.seed)
+    embedding = recipe.embedding if kind == "rae" else 0.0
+    return RAE(encoder, decoder, embedding, regulariser, recipe.regularisation, peak=PEAK, seed=recipe.seed)
 
 
-def latent_vae(recipe: Recipe) -> VAE:
+def latent_vae(recipe: Recipe, steps: int = 1) -> VAE:
     """Return stage 2: a VAE over stage 1's latents. It is small: float32 whatever stage 1 computes in."""
     keras.utils.set_random_seed(recipe.seed + 1)
     keras.config.set_dtype_policy("float32")
-    return VAE(networks.latent_encoder(recipe), networks.latent_decoder(recipe), ComputedBalance(), seed=recipe.seed)
+    balance = policy(recipe, 2, steps)
+    return VAE(networks.latent_encoder(recipe), networks.latent_decoder(recipe), balance, seed=recipe.seed)
+
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,11 @@ class Posteriors:
 
     Attributes:
         mean: float32 [count, latent_dim].
-        sd: float32 [count, latent_dim].
+        sd: float32 [count, latent_dim]; 0 where stage 1 is deterministic.
     """
 
-    mean: npt.NDArray[np.float32]
-    sd: npt.NDArray[np.float32]
+    mean: Floats
+    sd: Floats
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -62,6 +66,18 @@ class Posteriors:
         """Return one draw from each posterior at `indices`."""
         mean = self.mean[indices]
         return mean + self.sd[indices] * rng.standard_normal(mean.shape, np.float32)
+
+    def standardised(self) -> tuple[Posteriors, Floats, Floats]:
+        """Return the latents as a second stage sees them, and the centre and spread that takes them back.
+
+        A VAE's latents are of unit scale by its KL divergence, and are taken as they are, as in the paper. A
+        deterministic encoder's have the scale that it happened to find.
+        """
+        if self.sd.any():
+            size = self.mean.shape[1]
+            return self, np.zeros(size, np.float32), np.ones(size, np.float32)
+        centre, spread = self.mean.mean(axis=0), np.maximum(self.mean.std(axis=0), np.float32(1e-6))
+        return Posteriors((self.mean - centre) / spread, self.sd), centre, spread
 
     def diagnostics(self) -> Record:
         """Return what the aggregate posterior looks like; latent normalisation is fitted to it.
@@ -72,7 +88,7 @@ class Posteriors:
         inside = np.mean(np.square(sd), axis=0)
         return {
             **latent_summary(self.mean, self.sd),
-            "active_means": "mean posterior variance below 0.8",
+            "definition": "active: mean posterior variance below 0.8",
             "posterior_variance": inside.tolist(),
             "aggregate_mean": mean.mean(axis=0).tolist(),
             "aggregate_variance": (mean.var(axis=0) + inside).tolist(),
@@ -88,26 +104,28 @@ def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     return Posteriors(np.concatenate(means), np.concatenate(sds))
 
 
-class _Sampler:
-    """Pass news on, and draw a grid of stage 1's samples every few epochs: always from the same noise."""
+class _Album:
+    """Pass news on, and keep what stage 1 looks like every few epochs: grids from the same noise, and snapshots."""
 
-    def __init__(self, vae: VAE, recipe: Recipe, run: Run, watcher: Watcher) -> None:
-        self.vae, self.recipe, self.run, self.watcher = vae, recipe, run, watcher
+    def __init__(self, model: Autoencoder, recipe: Recipe, run: Run, watcher: Watcher) -> None:
+        self.model, self.recipe, self.run, self.watcher = model, recipe, run, watcher
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
         self.watcher.step(schedule, epoch, images, logs)
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        done = record["epoch"] + 1
-        if done % self.recipe.sample_every == 0 or done == schedule.epochs:
-            pictures = self.vae.decoder(grid_noise(self.recipe), training=False)
+        done, recipe = record["epoch"] + 1, self.recipe
+        if done % recipe.sample_every == 0 or done == schedule.epochs:
+            pictures = self.model.decoder(grid_noise(recipe, recipe.latent_dim), training=False)
             figures.grid(self.run.path / "samples" / f"stage1-{done:04d}.png", to_uint8(pictures))
+        if recipe.snapshot_every and done % recipe.snapshot_every == 0:
+            save_model(self.run.snapshot_path(done), _plain_images(self.model, recipe))
         self.watcher.epoch(schedule, record)
 
 
-def grid_noise(recipe: Recipe) -> npt.NDArray[np.float32]:
+def grid_noise(recipe: Recipe, size: int) -> Floats:
     """Return the noise of every grid of a run, so that grids can be compared."""
-    return np.random.default_rng(recipe.seed).standard_normal((GRID, recipe.latent_dim), np.float32)
+    return np.random.default_rng(recipe.seed).standard_normal((GRID, size), np.float32)
 
 
 def to_uint8(images: Any) -> npt.NDArray[np.uint8]:
@@ -115,42 +133,96 @@ def to_uint8(images: Any) -> npt.NDArray[np.uint8]:
     return np.asarray(ops.convert_to_numpy(ops.round(images * 255))).astype(np.uint8)
 
 
-def train_two_stages(recipe: Recipe, dataset: Dataset, run: Run, watcher: Watcher, stop: StopRequest) -> None:
-    """Train both stages into a run directory, going on where an earlier call was stopped.
+def train_two_stages(
+    recipe: Recipe,
+    splits: Splits,
+    run: Run,
+    watcher: Watcher,
+    stop: StopRequest,
+    execution: Execution,
+) -> None:
+    """Train stage 1 and fit its priors into a run directory, going on where an earlier call was stopped.
 
     Raises:
+        DataError: too few pictures for what the recipe asks.
         Stopped: a signal came; everything is saved.
+        Diverged: a number stopped being one.
         RunError: the run directory's state does not fit.
     """
-    if not run.has_networks(1):
-        vae = image_vae(recipe)
-        schedule = Schedule(1, len(dataset), recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every, recipe.seed)
-        train(vae, dataset, schedule, run, _Sampler(vae, recipe, run, watcher), stop)
-        run.save_networks(1, plain(vae, image_vae(replace(recipe, precision="float32"))))
+    pictures = splits.train
+    if "gmm" in recipe.priors and len(pictures) < recipe.gmm_components:
+        raise DataError(
+            f"a mixture of {recipe.gmm_components} takes as many pictures. Received: {len(pictures)}; "
+            "set gmm_components"
+        )
+    if not run.network_path(1).exists():
+        schedule = Schedule(1, len(pictures), recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every, recipe.seed)
+        with devices.spread(execution.devices):
+            model = image_autoencoder(recipe, schedule.steps)
+            album = _Album(model, recipe, run, watcher)
+            train(model, pictures, schedule, run, album, stop, execution, splits.validation)
+        run.finish(1, _plain_images(model, recipe))
     first = run.load_networks(1)
-    latents = encode(first.get_layer("encoder"), dataset)
+    latents = encode(first.get_layer("encoder"), pictures)
     write_json(run.path / "diagnostics.json", latents.diagnostics())
 
-    if recipe.epochs2 and not run.has_networks(2):
-        vae = latent_vae(recipe)
-        schedule = Schedule(2, len(latents), recipe.epochs2, recipe.batch, recipe.lr2, recipe.halve_every2, recipe.seed)
-        train(vae, latents, schedule, run, watcher, stop)
-        run.save_networks(2, plain(vae, vae))
-    if recipe.epochs2:
-        second = run.load_networks(2).get_layer("decoder")
-        pictures = first.get_layer("decoder")(second(grid_noise(recipe), training=False), training=False)
-        figures.grid(run.path / "samples" / "stage2.png", to_uint8(pictures))
-    figures.history(run.path / "figures" / "history.png", run.history())
+    for name in recipe.priors:
+        if name in priors.available(run):
+            continue
+        if name == "second-stage":
+            _train_second_stage(recipe, latents, run, watcher, stop, execution)
+        else:
+            draws = latents.batch(np.arange(len(latents)), np.random.default_rng(recipe.seed))
+            save_model(run.prior_path(name), priors.fit(name, draws, recipe.gmm_components, recipe.seed))
+    for name in priors.available(run):
+        prior = priors.load(run, name)
+        drawn = first.get_layer("decoder")(prior(grid_noise(recipe, prior.input_shape[-1])), training=False)
+        figures.grid(run.path / "samples" / f"{name}.png", to_uint8(drawn))
+    figures.draw(run, first, splits)
 
 
-def plain(trained: VAE, like: VAE) -> keras.Model:
-    """Return a trained VAE's networks as one model of stock Keras layers: x -> [decoded mean, mean, log_sd].
+def _train_second_stage(
+    recipe: Recipe, latents: Posteriors, run: Run, watcher: Watcher, stop: StopRequest, execution: Execution
+) -> None:
+    seen, centre, spread = latents.standardised()
+    schedule = Schedule(2, len(seen), recipe.epochs2, recipe.batch, recipe.lr2, recipe.halve_every2, recipe.seed)
+    with devices.spread(execution.devices):
+        vae = latent_vae(recipe, schedule.steps)
+        train(vae, seen, schedule, run, watcher, stop, execution)
+    in_units_of(vae, centre, spread)
+    run.finish(2, plain(vae.encoder, vae.decoder))
 
-    `like` has the same networks and gives their precision: what is kept computes in float32.
-    """
-    if like is not trained:
-        like.encoder.set_weights(trained.encoder.get_weights())
-        like.decoder.set_weights(trained.decoder.get_weights())
-    x = keras.Input(like.encoder.input_shape[1:], name="x")
-    mean, log_sd = like.encoder(x)
-    return keras.Model(x, [like.decoder(mean), mean, log_sd], name="vae")
+
+def in_units_of(vae: VAE, centre: Floats, spread: Floats) -> None:
+    """Change a second stage over (z - centre) / spread into one over z, in its dense layers' weights."""
+    size = len(centre)
+    for name in ("dense_0", "mean", "log_sd"):
+        layer = vae.encoder.get_layer(name)
+        kernel, bias = layer.get_weights()
+        scaled = kernel[:size] / spread[:, None]  # beside z, the heads see what the dense layers made of it
+        layer.set_weights([np.concatenate([scaled, kernel[size:]]), bias - centre @ scaled])
+    layer = vae.decoder.get_layer("latents")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel * spread, bias * spread + centre])
+
+
+def _plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
+    """Return stage 1's networks as they are kept: float32, and without what spectral normalisation needs."""
+    like = image_autoencoder(replace(recipe, precision="float32", first_stage=_UNWRAPPED[type(model)]))
+    keras.config.set_dtype_policy(recipe.precision)
+    for ours, theirs in ((like.encoder, model.encoder), (like.decoder, model.decoder)):
+        for layer in ours.layers:
+            trained = theirs.get_layer(layer.name)
+            layer.set_weights(getattr(trained, "layer", trained).get_weights())
+    return plain(like.encoder, like.decoder)
+
+
+_UNWRAPPED: dict[type[Autoencoder], str] = {VAE: "vae", RAE: "ae"}
+
+
+def plain(encoder: keras.Model, decoder: keras.Model) -> keras.Model:
+    """Return networks as one model of stock Keras layers: x -> [decoded mean, what the encoder gives ...]."""
+    x = keras.Input(encoder.input_shape[1:], name="x")
+    statistics = encoder(x)
+    statistics = list(statistics) if isinstance(statistics, list | tuple) else [statistics]
+    return keras.Model(x, [decoder(statistics[0]), *statistics], name="autoencoder")

@@ -16,12 +16,12 @@ import pytest
 from export.chain import Affine, build
 from export.convert import convert
 from export.errors import VerificationError
-from export.normalise import Normalisation, fit
 from export.verify import verify
 from serve.bundle import Bundle, check, load
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
+from training.normalise import Normalisation, fit
 from training.run import Run
 
 

@@ -16,12 +16,18 @@ from training.recipes import recipe
 SMOKE = recipe("smoke")
 
 
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has a user's cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".xdg"))
+
+
 def only(folder: Path, picture: Image.Image, name: str) -> np.ndarray:
     """Two copies of a picture as the smoke recipe reads them; the first."""
     folder.mkdir()
     picture.save(folder / f"a-{name}")
     picture.save(folder / f"b-{name}")
-    images = load(folder, SMOKE).images
+    images = load(folder, SMOKE).train.images
     assert images.shape == (2, 16, 16, 3)
     assert images.dtype == np.uint8
     return images[0]
@@ -35,7 +41,7 @@ def test_formats_sizes_and_folders_may_be_mixed(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         Image.new("RGB", size, (200, 100, 50)).save(folder / f"x.{ending}")
     (tmp_path / "labels.csv").write_text("not a picture by its name")
-    dataset = load(tmp_path, SMOKE)
+    dataset = load(tmp_path, SMOKE).train
     assert (dataset.report.read, dataset.report.ignored, dataset.report.broken) == (4, 1, [])
     assert np.abs(dataset.images.astype(int) - (200, 100, 50)).max() <= 4
 
@@ -69,7 +75,7 @@ def test_a_camera_held_sideways(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by a quarter to see it upright
     for name in "ab":
         picture.save(tmp_path / f"{name}.png", exif=exif)
-    upright = load(tmp_path, SMOKE).images[0]
+    upright = load(tmp_path, SMOKE).train.images[0]
     assert upright[:, 15].min() > 200
     assert upright[:, 0].max() < 50
 
@@ -80,7 +86,7 @@ def test_the_crop_is_the_papers(tmp_path: Path) -> None:
     picture[45:173, 25:153] = 255
     for name in "ab":
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    images = load(tmp_path, celeba).images
+    images = load(tmp_path, celeba).train.images
     assert images.shape == (2, 64, 64, 3)
     assert images.min() == 255
     Image.new("RGB", (100, 100)).save(tmp_path / "small.png")
@@ -115,7 +121,7 @@ def test_a_broken_picture_stops_training_before_it_begins(reason: str, tmp_path:
     result = command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
     assert_clear_error(result, "999.png", reason, "--skip-unreadable")
     assert not (tmp_path / "run").exists()
-    dataset = load(data, SMOKE, skip_unreadable=True)
+    dataset = load(data, SMOKE, skip_unreadable=True).train
     assert len(dataset) == 3
     assert [name for name, _ in dataset.report.broken] == [str(data / "999.png")]
 
@@ -129,7 +135,7 @@ def test_folders_without_pictures(tmp_path: Path) -> None:
     assert_clear_error(train(empty), "holds no files")
     (empty / "notes.txt").write_text("x")
     assert_clear_error(train(empty), "none a picture")
-    assert_clear_error(train(tmp_path / "absent"), "not a folder")
+    assert_clear_error(train(tmp_path / "absent"), "does not exist")
     assert_clear_error(train(draw_faces(tmp_path / "one", 1)), "2 pictures or more")
     assert not (tmp_path / "run").exists()
 
@@ -143,7 +149,7 @@ def test_cifar10s_binary_files(tmp_path: Path) -> None:
     rows[:10].tofile(tmp_path / "data_batch_1.bin")
     rows[10:].tofile(tmp_path / "data_batch_2.bin")
     rows.tofile(tmp_path / "test_batch.bin")
-    assert np.array_equal(load(tmp_path, recipe("cifar10")).images, images)
+    assert np.array_equal(load(tmp_path, recipe("cifar10")).train.images, images)
     with pytest.raises(DataError, match="--recipe cifar10"):
         load(tmp_path, SMOKE)
     with (tmp_path / "data_batch_2.bin").open("ab") as file:

@@ -1,0 +1,99 @@
+"""Training speed of stage 2, against the matrix products that it cannot do without.
+
+A step's products alone - each dense layer's forward, and its two backward ones - are timed beside whole
+training steps, in turn; the ratio is how much of a step is not overhead.
+
+python benchmarks/second_stage.py --recipe faces --try second_dim=2048
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+
+from training.autoencoder import xla
+from training.epoch import Epoch
+from training.recipes import recipe
+from training.twostage import Posteriors, latent_vae
+
+
+@click.command()
+@click.option("--recipe", "name", default="faces", show_default=True)
+@click.option("--try", "trials", multiple=True, default=("",), help="Settings, KEY=VALUE[,KEY=VALUE ...] (repeatable).")
+@click.option("--steps", default=30, show_default=True, help="Minibatches a round.")
+@click.option("--rounds", default=5, show_default=True)
+def main(name: str, trials: tuple[str, ...], steps: int, rounds: int) -> None:
+    """Time the training step and its matrix products, interleaved."""
+    import keras  # after training, which chooses the backend's settings
+
+    for trial in trials:
+        wanted = recipe(name).set(part for part in trial.split(",") if part)
+        rng = np.random.default_rng(0)
+        shape = (wanted.batch * steps, wanted.latent_dim)
+        latents = Posteriors(rng.standard_normal(shape, np.float32), np.full(shape, 0.1, np.float32))
+        vae = latent_vae(wanted)
+        vae.compile(optimizer=keras.optimizers.Adam(wanted.lr2), jit_compile=xla())
+        kernels = [weight for weight in vae.trainable_weights if weight.name == "kernel"]
+        multiply = products([tuple(kernel.shape) for kernel in kernels], wanted.batch)
+
+        def train() -> None:
+            vae.fit(Epoch(len(latents), wanted.batch, latents.batch, 0, 0), shuffle=False, verbose=0)  # noqa: B023
+
+        def bare() -> None:
+            for _ in range(steps):
+                multiply()  # noqa: B023
+
+        train(), bare()
+        rates = [(seconds(train), seconds(bare)) for _ in range(rounds)]
+        trained, bound = (len(latents) / statistics.median(column) for column in zip(*rates, strict=True))
+        ratio = statistics.median(bare / full for full, bare in rates)
+        flops = 6 * sum(int(np.prod(kernel.shape)) for kernel in kernels)
+        print(
+            f"{trial or 'as it is':30} {trained:9,.0f} latents/s, {bound:9,.0f} by the products alone "
+            f"({bound * flops / 1e9:.0f} GFLOP/s): {ratio:.2f} of that"
+        )
+
+
+def products(shapes: list[tuple[int, ...]], batch: int) -> Callable[[], object]:
+    """Return a compiled function of a step's matrix products, on the backend's own device."""
+    import keras
+    from keras import ops
+
+    rng = np.random.default_rng(0)
+    tensors = [
+        tuple(ops.convert_to_tensor(rng.standard_normal(size, np.float32)) for size in ((batch, i), (i, o), (batch, o)))
+        for i, o in shapes
+    ]
+
+    def step(*flat: object) -> object:
+        total = 0.0
+        for x, kernel, gradient in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
+            made = (x @ kernel, gradient @ ops.transpose(kernel), ops.transpose(x) @ gradient)
+            total = total + sum(each[0, 0] for each in made)
+        return total
+
+    flat = [tensor for each in tensors for tensor in each]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(step)
+        return lambda: compiled(*flat).block_until_ready()
+    import tensorflow
+
+    compiled = tensorflow.function(step)
+    return lambda: compiled(*flat).numpy()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long a piece of work takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,561 @@
+"""Everything --data may be, its splits, and the cache that makes the second start a short one."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import draw_faces
+from training.dataset import Dataset, Splits, load
+from training.errors import DataError
+from training.images import Report
+from training.recipes import recipe
+
+SMOKE = recipe("smoke")
+CELEBA = recipe("celeba")
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a user's cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "balanced-vae"
+
+
+def child(code: str, *words: object, **more: object) -> subprocess.Popen[str]:
+    """Run Python on its own, with our pictures' names imported."""
+    imports = "import sys; from pathlib import Path; from training.dataset import load; "
+    imports += "from training.recipes import recipe; SMOKE = recipe('smoke')\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", imports + code, *map(str, words)], text=True, **pipes, **more)
+
+
+def counts(splits: Splits) -> list[int]:
+    return [len(split) if split else 0 for split in (splits.train, splits.validation, splits.test)]
+
+
+def same(one: Splits, two: Splits) -> bool:
+    pairs = [(getattr(one, split), getattr(two, split)) for split in ("train", "validation", "test")]
+    return one.train.report == two.train.report and all(
+        a is b is None or (np.array_equal(a.images, b.images) and a.digest == b.digest) for a, b in pairs
+    )
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+    return archive
+
+
+def images(count: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *shape), np.uint8)
+
+
+# CelebA
+
+
+@pytest.fixture
+def celeba(tmp_path: Path) -> Path:
+    """Twelve pictures as CelebA's are: their size, their names, their folder."""
+    drawn = draw_faces(tmp_path / "drawn", 12, (178, 218))
+    folder = tmp_path / "celeba" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for number, path in enumerate(sorted(drawn.iterdir()), 1):
+        Image.open(path).save(folder / f"{number:06d}.jpg")
+    return folder.parent
+
+
+OFFICIAL = "".join(f"{number:06d}.jpg {0 if number <= 6 else 1 if number <= 10 else 2}\n" for number in range(1, 13))
+
+
+@pytest.mark.parametrize("where", ["inside", "beside", "in the zip", "beside the zip", "csv"])
+def test_celebas_official_split(where: str, celeba: Path, tmp_path: Path) -> None:
+    whole = load(celeba, CELEBA)
+    assert (whole.train.report.kind, counts(whole)) == ("pictures", [12, 0, 0])
+    partition = celeba / "list_eval_partition.txt"
+    partition.write_text(OFFICIAL)
+    data = celeba
+    if where == "beside":
+        data = celeba / "img_align_celeba"
+    elif where == "in the zip":
+        data = pack(celeba, tmp_path / "celeba.zip")
+    elif where == "beside the zip":
+        data = pack(celeba / "img_align_celeba", celeba / "img_align_celeba.zip")
+    elif where == "csv":
+        partition.unlink()
+        (celeba / "list_eval_partition.csv").write_text("image_id,partition\n" + OFFICIAL.replace(" ", ","))
+    splits = load(data, CELEBA)
+    assert (splits.train.report.kind, counts(splits)) == ("CelebA", [6, 4, 2])
+    assert str(splits.train.report) == "6 train, 4 validation, 2 test; 0 broken, 0 ignored"
+    parts = [split.images for split in (splits.train, splits.validation, splits.test) if split]
+    assert np.array_equal(np.concatenate(parts), whole.train.images)
+    assert counts(load(data, replace(CELEBA, limit=3))) == [3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (OFFICIAL.replace("000003.jpg 0", "000003.jpg"), r"partition.txt, line 3: expected .* Received: '000003.jpg'"),
+        (OFFICIAL.replace("000004.jpg 0", "000004.jpg 3"), r"line 4: expected .*0 \(train\), 1 .*Received: .*jpg 3'"),
+        (OFFICIAL.replace("000004.jpg 0", "000004.jpg 0 1"), "line 4: expected"),
+        ("\ufffd\x00" + OFFICIAL[12:], "line 1: expected"),
+        ("\ufeff" + OFFICIAL + "x", "line 13: expected"),
+        (OFFICIAL + "000001.jpg 2\n", "line 13: 000001.jpg is in another split already"),
+        (OFFICIAL.replace("0000", "x"), r"partition.txt names none of the 12 pictures; .* lack is .*000001.jpg"),
+        (OFFICIAL.replace("000012", "x"), r"names only 11 of the 12 pictures; .* lack is .*000012.jpg"),
+        ("", "names none of the 12 pictures"),
+    ],
+)
+def test_a_wrong_partition_is_one_clear_error(text: str, wanted: str, celeba: Path) -> None:
+    (celeba / "list_eval_partition.txt").write_text(text)
+    with pytest.raises(DataError, match=wanted):
+        load(celeba, CELEBA)
+
+
+def test_a_partition_beside_other_pictures_is_not_theirs(tmp_path: Path) -> None:
+    (tmp_path / "list_eval_partition.txt").write_text(OFFICIAL)
+    assert counts(load(draw_faces(tmp_path / "mine", 5), SMOKE)) == [5, 0, 0]
+
+
+# Arrays
+
+
+def save_idx(path: Path, array: np.ndarray) -> None:
+    data = struct.pack(">IIII", 0x0803, *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+@pytest.mark.parametrize("ending", ["-idx3-ubyte", "-idx3-ubyte.gz", ".idx3-ubyte"])
+def test_idx_files(ending: str, tmp_path: Path) -> None:
+    folder = tmp_path / "mnist" / "raw"
+    folder.mkdir(parents=True)
+    digits = images(30, 28, 28)
+    save_idx(folder / f"train-images{ending}", digits[:20])
+    save_idx(folder / f"t10k-images{ending}", digits[20:])
+    (folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01")
+    grey = replace(SMOKE, side=32, channels=1)
+    splits = load(tmp_path / "mnist", grey)
+    assert counts(splits) == [20, 0, 10]
+    assert splits.train.images.shape == (20, 32, 32, 1)
+    wanted = [np.asarray(Image.fromarray(digit).resize((32, 32), Image.Resampling.BILINEAR)) for digit in digits]
+    parts = [splits.train.images, splits.test.images]
+    assert np.array_equal(np.concatenate(parts)[..., 0], wanted)
+    colour = load(tmp_path / "mnist", replace(grey, channels=3)).train.images
+    assert np.array_equal(colour, np.repeat(splits.train.images, 3, axis=3))
+    assert not list((tmp_path / "xdg").rglob(".part-*"))
+
+
+def test_damaged_idx_files(tmp_path: Path) -> None:
+    file = tmp_path / "train-images-idx3-ubyte"
+    save_idx(file, images(20, 28, 28))
+    whole = file.read_bytes()
+    for data, wanted in (
+        (whole[:-1], "is not whole: 15695 bytes do not make 20 pictures of 28x28"),
+        (b"\0\0\x08\x01" + whole[4:], "is not an IDX file of pictures: it begins with 00000801"),
+        (b"", "begins with nothing"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(DataError, match=wanted):
+            load(tmp_path, SMOKE)
+    file.unlink()
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-100])
+    with pytest.raises(DataError, match=r"cannot read .*train-images-idx3-ubyte.gz"):
+        load(tmp_path, SMOKE)
+
+
+def test_an_npy_that_fits_is_mapped_as_it_lies(tmp_path: Path, user_cache: Path) -> None:
+    pictures = images(40, 16, 16, 3)
+    np.save(tmp_path / "x.npy", pictures)
+    splits = load(tmp_path / "x.npy", SMOKE)
+    assert isinstance(splits.train.images, np.memmap)
+    assert np.array_equal(splits.train.images, pictures)
+    assert not list(user_cache.glob("*.pictures"))
+    assert splits.train.digest == Dataset(pictures, False, Report()).digest
+    few = load(tmp_path / "x.npy", replace(SMOKE, limit=7))
+    assert np.array_equal(few.train.images, pictures[:7])
+    assert few.train.digest == Dataset(pictures[:7], False, Report()).digest
+    np.save(tmp_path / "x.npy", pictures[::-1])
+    assert load(tmp_path / "x.npy", SMOKE).train.digest == Dataset(pictures[::-1], False, Report()).digest
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (24, 24, 1), (20, 30, 3), (24, 24, 4), (16, 16)])
+def test_other_arrays_are_made_to_fit(shape: tuple[int, ...], tmp_path: Path) -> None:
+    pictures = images(10, *shape)
+    np.save(tmp_path / "x.npy", pictures)
+    (tmp_path / "files").mkdir()
+    for index, picture in enumerate(pictures):
+        flat = picture[..., 0] if shape[-1] == 1 else picture
+        Image.fromarray(flat).save(tmp_path / "files" / f"{index}.png")
+    arrays, files = load(tmp_path / "x.npy", SMOKE), load(tmp_path / "files", SMOKE)
+    assert np.array_equal(arrays.train.images, files.train.images)
+    assert arrays.train.digest == files.train.digest
+
+
+def test_npz_files(tmp_path: Path) -> None:
+    pictures = images(30, 16, 16, 3)
+    labels = np.arange(30)
+    for names, wanted in (
+        ({"anything": pictures}, [30, 0, 0]),
+        ({"labels": labels, "images": pictures}, [30, 0, 0]),
+        ({"x_train": pictures[:20], "y_train": labels, "x_test": pictures[20:]}, [20, 0, 10]),
+        ({"train_images": pictures[:20], "val_images": pictures[20:26], "test_images": pictures[26:]}, [20, 6, 4]),
+    ):
+        np.savez_compressed(tmp_path / "x.npz", allow_pickle=False, **names)
+        splits = load(tmp_path / "x.npz", SMOKE)
+        assert counts(splits) == wanted
+        parts = [split.images for split in (splits.train, splits.validation, splits.test) if split]
+        assert np.array_equal(np.concatenate(parts), pictures)
+    np.savez(tmp_path / "x.npz", allow_pickle=False, one=pictures, two=pictures)
+    with pytest.raises(DataError, match=r"holds 2 arrays \(one, two\): call the one of pictures 'images'"):
+        load(tmp_path / "x.npz", SMOKE)
+
+
+class Trap:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".npz"])
+def test_arrays_of_something_else_are_refused(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"x{ending}"
+    for array, wanted in (
+        (np.zeros((5, 16, 16, 3), np.float32), r"scale floats to 0-255 .* Received: float32 \[5, 16, 16, 3\]"),
+        (np.zeros((5, 16, 16, 3), np.int64), "pictures are uint8"),
+        (np.zeros((5, 16), np.uint8), r"Received: uint8 \[5, 16\]"),
+        (np.zeros((5, 3, 16, 16), np.uint8), r"Received: uint8 \[5, 3, 16, 16\]"),
+        (np.zeros((0, 16, 16), np.uint8), r"Received: uint8 \[0, 16, 16\]"),
+        (np.zeros((1, 16, 16), np.uint8), "2 pictures or more"),
+        (np.array([Trap(tmp_path / "sprung")] * 5), "Python objects"),
+    ):
+        (np.save if ending == ".npy" else np.savez)(file, array, allow_pickle=True)
+        with pytest.raises(DataError, match=wanted):
+            load(file, SMOKE)
+    np.save(file.open("wb"), images(5, 16, 16, 3))
+    for damaged in (pickle.dumps(Trap(tmp_path / "sprung")), b"", file.read_bytes()[:300]):
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot read"):
+            load(file, SMOKE)
+    assert not (tmp_path / "sprung").exists()
+
+
+# Zips
+
+
+def test_a_zip_is_its_folder(pictures: Path, tmp_path: Path) -> None:
+    folder, archive = load(pictures, SMOKE), load(pack(pictures, tmp_path / "x.zip"), SMOKE)
+    assert same(folder, archive)
+
+
+def test_a_zip_may_be_hostile(tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 3)
+    picture = (data / "000.png").read_bytes()
+    with zipfile.ZipFile(pack(data, tmp_path / "x.zip"), "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../../outside.png", picture)
+        archive.writestr("/absolute.png", picture)
+        archive.writestr("notes.txt", "x")
+        with archive.open("zeros.png", "w") as member:
+            for _ in range(257):
+                member.write(bytes(2**20))
+    before = {path for path in tmp_path.rglob("*") if "xdg" not in path.parts}
+    with pytest.raises(DataError, match=r"x.zip/zeros.png: the file is over 256 MB; mend it"):
+        load(tmp_path / "x.zip", SMOKE)
+    splits = load(tmp_path / "x.zip", SMOKE, skip_unreadable=True)
+    report = splits.train.report
+    assert (report.read, report.ignored, report.counts) == (5, 1, {"train": 5})
+    assert [Path(name).name for name, _ in report.broken] == ["zeros.png"]
+    assert {path for path in tmp_path.rglob("*") if "xdg" not in path.parts} == before
+
+
+def test_damaged_zips(tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 5)
+    whole = pack(data, tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(whole[:-30])
+    with pytest.raises(DataError, match=r"cannot read .*x.zip"):
+        load(tmp_path / "x.zip", SMOKE)
+    (tmp_path / "x.zip").write_bytes(whole[:100] + b"????" + whole[104:])
+    with pytest.raises(DataError, match=r"x.zip/000.png"):
+        load(tmp_path / "x.zip", SMOKE)
+    assert len(load(tmp_path / "x.zip", SMOKE, skip_unreadable=True).train) == 4
+
+
+def test_what_cannot_be_data_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    for path, wanted in (("absent", "does not exist"), ("x.txt", "not a folder, zip, .npy or .npz")):
+        with pytest.raises(DataError, match=rf"--data takes a folder, a zip.* Received: .*{path}, which .*{wanted}"):
+            load(tmp_path / path, SMOKE)
+    (tmp_path / "zips").mkdir()
+    pack(draw_faces(tmp_path / "data", 3), tmp_path / "zips" / "x.zip")
+    with pytest.raises(DataError, match=r"none a picture .* pass x\.zip itself"):
+        load(tmp_path / "zips", SMOKE)
+
+
+# Splits
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    """The files of forty pictures."""
+    folder = draw_faces(tmp_path_factory.mktemp("many"), 40, (32, 32))
+    return [path.read_bytes() for path in sorted(folder.iterdir())]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    order=st.permutations(range(40)),
+    few=st.integers(20, 39),
+    share=st.floats(0.1, 0.6),
+)
+def test_adding_or_renaming_pictures_moves_none(
+    order: list[int], few: int, share: float, many: list[bytes], tmp_path: Path
+) -> None:
+    def held(name: str, chosen: list[int]) -> dict[bytes, bool]:
+        folder = tmp_path / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for place, index in enumerate(chosen):
+            (folder / f"{place}.png").write_bytes(many[index])
+        splits = load(folder, replace(SMOKE, validation=share))
+        parts = [(splits.train, False)] + ([(splits.validation, True)] if splits.validation else [])
+        return {image.tobytes(): side for part, side in parts for image in part.images}
+
+    small, large = held("small", order[:few]), held("large", sorted(order))
+    assert len(small) == few
+    assert small.items() <= large.items()
+
+
+def test_the_share_held_back_is_the_one_asked_for(tmp_path: Path) -> None:
+    pictures = images(4000, 16, 16, 3)
+    np.save(tmp_path / "x.npy", pictures)
+    splits = load(tmp_path / "x.npy", replace(SMOKE, validation=0.2))
+    assert splits.validation
+    assert len(splits.validation) == pytest.approx(800, abs=100)  # four standard deviations
+    together = np.concatenate([splits.train.images, splits.validation.images])
+    assert {image.tobytes() for image in together} == {image.tobytes() for image in pictures}
+    assert len(together) == 4000
+    assert isinstance(splits.train.images, np.memmap)
+
+
+def test_pictures_held_back_join_an_official_validation_split(celeba: Path) -> None:
+    (celeba / "list_eval_partition.txt").write_text(OFFICIAL)
+    train, validation, test = counts(load(celeba, replace(CELEBA, validation=0.5)))
+    assert (train + validation, test) == (10, 2)
+    assert validation > 4
+
+
+def test_limit_takes_the_first(pictures: Path) -> None:
+    whole, few = load(pictures, SMOKE), load(pictures, replace(SMOKE, limit=10))
+    assert np.array_equal(few.train.images, whole.train.images[:10])
+
+
+def test_batches_come_in_the_order_asked_for(pictures: Path) -> None:
+    images = load(pictures, SMOKE).train
+    indices = np.array([40, 3, 3, 17])
+    assert np.array_equal(images.batch(indices, np.random.default_rng(0)), images.images[indices])
+    for part in (images.images[7:], images.images[::3]):  # views of a map are maps
+        assert np.array_equal(
+            Dataset(part, False, Report()).batch(indices[1:3], np.random.default_rng(0)), part[[3, 3]]
+        )
+    with pytest.raises(IndexError):
+        images.batch(np.array([0, 48]), np.random.default_rng(0))
+    flipped = replace(images, flip=True).batch(np.zeros(200, int), np.random.default_rng(0))
+    mirrored = (flipped == images.images[0, :, ::-1]).all(axis=(1, 2, 3))
+    assert 60 < mirrored.sum() < 140
+    assert (flipped[~mirrored] == images.images[0]).all()
+
+
+# The cache
+
+
+def stored(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("*.pictures")}
+
+
+def test_the_second_start_decodes_nothing(tmp_path: Path, user_cache: Path) -> None:
+    data = draw_faces(tmp_path / "data", 20)
+    (data / "broken.png").write_text("no picture")
+    steps: list[tuple[int, int]] = []
+    first = load(data, SMOKE, skip_unreadable=True, advance=lambda *at: steps.append(at))
+    assert steps[-1] == (21, 21)
+    assert [reason for _, reason in first.train.report.broken] == ["not a picture that Pillow knows"]
+    files = stored(user_cache)
+    assert len(files) == 1
+    steps.clear()
+    second = load(data, SMOKE, skip_unreadable=True, advance=lambda *at: steps.append(at))
+    assert same(first, second)
+    assert isinstance(second.train.images, np.memmap)
+    assert not steps
+    with pytest.raises(DataError, match=r"broken\.png: not a picture"):
+        load(data, SMOKE)
+    moved = load(data.rename(tmp_path / "moved"), SMOKE, skip_unreadable=True)
+    assert np.array_equal(moved.train.images, first.train.images)
+    assert stored(user_cache) == files
+
+
+def test_a_file_that_could_not_be_had_is_tried_again(tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 3)
+    (data / "link.png").symlink_to(tmp_path / "later.png")
+    os.mkfifo(data / "pipe.png")
+    report = load(data, SMOKE, skip_unreadable=True).train.report
+    assert [reason for _, reason in report.broken] == ["no such file or directory", "not a file"]
+    (data / "pipe.png").unlink()
+    shutil.copy(data / "000.png", tmp_path / "later.png")
+    assert load(data, SMOKE).train.report.counts == {"train": 4}
+
+
+def test_another_picture_or_another_size_is_stored_anew(tmp_path: Path) -> None:
+    data, cache = draw_faces(tmp_path / "data", 10), tmp_path / "cache"
+    first = load(data, SMOKE, cache=cache)
+    for number, change in enumerate(({"side": 32}, {"resize": "nearest"}, {"channels": 1}, {"crop": (0, 20, 0, 20)})):
+        load(data, replace(SMOKE, **change), cache=cache)
+        assert len(stored(cache)) == number + 2
+    load(data, replace(SMOKE, flip=True, lr=0.5), cache=cache)  # nothing to do with what is stored
+    assert len(stored(cache)) == 5
+    shutil.copy(data / "004.png", data / "003.png")
+    second = load(data, SMOKE, cache=cache)
+    assert len(stored(cache)) == 6
+    assert np.array_equal(second.train.images[3], first.train.images[4])
+    assert not (tmp_path / "xdg").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "other trailer", "other pixels", "other facts", "a folder"])
+def test_a_damaged_cache_is_built_again(damage: str, pictures: Path, user_cache: Path) -> None:
+    first = load(pictures, SMOKE)
+    wanted = first.train.images.copy()
+    (file,) = user_cache.glob("*.pictures")
+    data = bytearray(file.read_bytes())
+    file.unlink()
+    at = {"other trailer": len(data) - 3, "other pixels": 20_000, "other facts": len(data) - 100}.get(damage, 0)
+    data[at] ^= 255
+    file.write_bytes({"empty": b"", "cut": data[:-1000]}.get(damage, data))
+    for note in user_cache.glob("*.note"):
+        note.write_bytes(note.read_bytes()[:-1])
+    if damage == "a folder":
+        file.unlink()
+        (user_cache / f"{file.name}").mkdir()
+        with pytest.raises(DataError, match="another folder with --cache"):
+            load(pictures, SMOKE)
+        return
+    again = load(pictures, SMOKE)
+    assert np.array_equal(again.train.images, wanted)
+    assert again.train.digest == first.train.digest
+    stored_now = stored(user_cache)
+    assert same(again, load(pictures, SMOKE))
+    assert stored(user_cache) == stored_now
+
+
+def test_a_killed_build_leaves_nothing_that_is_believed(tmp_path: Path) -> None:
+    data, cache = draw_faces(tmp_path / "data", 300), tmp_path / "cache"
+    builder = """
+whole = []
+def advance(done, total):
+    whole.append(done == total)
+    if any(whole) and 100 < done < total:  # all files were read, some are decoded
+        print(done, total, flush=True)
+        sys.stdin.read()
+load(Path(sys.argv[1]), SMOKE, cache=Path(sys.argv[2]), advance=advance)
+"""
+    with child(builder, data, cache) as process:
+        assert process.stdout
+        done, total = map(int, process.stdout.readline().split())
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert 100 < done < total == 300
+    (part,) = cache.glob(".part-*")
+    splits = load(data, SMOKE, cache=cache)
+    assert same(splits, load(data, SMOKE, cache=tmp_path / "other"))
+    os.utime(part, (0, 0))  # long ago
+    load(data, replace(SMOKE, side=32), cache=cache)
+    assert not part.exists()
+
+
+def test_two_processes_may_build_the_same(tmp_path: Path) -> None:
+    data, cache = draw_faces(tmp_path / "data", 100), tmp_path / "cache"
+    builder = """
+print("ready", flush=True)
+sys.stdin.readline()
+print(load(Path(sys.argv[1]), SMOKE, cache=Path(sys.argv[2])).train.digest)
+"""
+    processes = [child(builder, data, cache) for _ in range(2)]
+    for process in processes:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin
+        process.stdin.write("\n")
+        process.stdin.flush()
+    digests = {process.communicate()[0].strip() for process in processes}
+    assert digests == {load(data, SMOKE, cache=cache).train.digest}
+    assert len(stored(cache)) == 1
+    assert not list(cache.glob(".part-*"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(pictures: Path, tmp_path: Path) -> None:
+    def small_files() -> None:  # the kernel refuses to write past this size, as a full disk would
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    cache = tmp_path / "cache"
+    builder = """
+try:
+    load(Path(sys.argv[1]), SMOKE, cache=Path(sys.argv[2]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    with child(builder, pictures, cache, preexec_fn=small_files) as process:
+        out, _ = process.communicate()
+    assert out.startswith(f"DataError cannot write to {cache}: file too large")
+    assert "--cache" in out
+    assert out.count("\n") == 1
+    assert not stored(cache)
+    assert not list(cache.glob(".part-*"))
+    cache.joinpath("file").write_text("x")
+    with pytest.raises(DataError, match=r"cannot write to .*file: .*--cache"):
+        load(pictures, SMOKE, cache=cache / "file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_more_pictures_than_memory(tmp_path: Path) -> None:
+    large = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (125_000, 64, 64, 3))  # 1.5 GB, a hole
+    large[::1000] = 7
+    del large
+    drawer = """
+import numpy as np
+from dataclasses import replace
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+before = peak()
+train = load(Path(sys.argv[1]), replace(recipe("celeba"), flip=True)).train
+train.digest
+order = np.random.default_rng(0).permutation(len(train))
+total = sum(int(train.batch(order[at : at + 100], np.random.default_rng(at)).sum()) for at in range(0, 10_000, 100))
+print(len(train), total, peak() - before)
+"""
+    with child(drawer, tmp_path / "x.npy") as process:
+        out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    count, total, grown = map(int, out.split())
+    assert count == 125_000
+    assert total > 0
+    assert grown < 100, f"{grown} MB"

@@ -1,0 +1,244 @@
+"""Pictures that were kept as arrays: CIFAR-10's binary files, IDX (MNIST and its kin), .npy and .npz."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from training.cache import Cache
+from training.errors import DataError
+from training.images import SPLITS, Pixels, box, to_array, why
+from training.recipe import Recipe
+
+CIFAR_SIDE = 32
+CIFAR_ROW = 1 + 3 * CIFAR_SIDE**2  # a label, then the red, green and blue planes
+IDX_NAME = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
+IDX_HEADER = struct.Struct(">IIII")  # magic, pictures, rows, columns
+IDX_MAGIC = 0x0803  # unsigned bytes in three dimensions
+
+# What .npz files of pictures call them: Keras' own sets, MedMNIST, and np.savez.
+NPZ_NAMES = {
+    "train": ("images", "x_train", "train_images", "arr_0"),
+    "validation": ("x_val", "val_images"),
+    "test": ("x_test", "test_images"),
+}
+
+
+class Arrays:
+    """Pictures of a split each in one array.
+
+    Args:
+        kind: The format's name.
+        files: What holds them.
+        read: Gives the arrays by split, uint8 [count, height, width, channels].
+        recipe: What to make of them.
+        cache: Knows the digests of large files.
+        packed: Whether reading unpacks them.
+    """
+
+    ignored = 0
+
+    def __init__(
+        self,
+        kind: str,
+        files: list[Path],
+        read: Callable[[], dict[str, Pixels]],
+        recipe: Recipe,
+        cache: Cache,
+        packed: bool = False,
+    ) -> None:
+        self.kind, self.files, self.recipe, self.cache, self.packed = kind, files, recipe, cache, packed
+        self._read = read
+
+    @cached_property
+    def _parts(self) -> dict[str, Pixels]:
+        parts = self._read()
+        if self.recipe.limit:
+            parts["train"] = parts["train"][: self.recipe.limit]
+        for part in parts.values():
+            if part.shape[1:3] != (self.recipe.side, self.recipe.side):
+                try:
+                    box(part.shape[2], part.shape[1], self.recipe)
+                except ValueError as error:
+                    raise DataError(f"cannot use {self.files[0]}: {error}") from None
+        return parts
+
+    @cached_property
+    def splits(self) -> npt.NDArray[np.uint8]:
+        """The official split of each picture, as an index into SPLITS: uint8 [count]."""
+        return np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(self._parts.get(split, ())) for split in SPLITS])
+
+    def as_they_lie(self) -> dict[str, Pixels] | None:
+        """Return the arrays by split where nothing has to be done to them."""
+        if self.packed or self.recipe.validation:
+            return None
+        wanted = (self.recipe.side, self.recipe.side, self.recipe.channels)
+        fit = all(part.shape[1:] == wanted and part.flags.c_contiguous for part in self._parts.values())
+        return self._parts if fit else None
+
+    def identity(self) -> str:
+        """Return what changes when the files' names or bytes do."""
+        return "\n".join([self.kind, *(f"{file.name!a} {self.cache.digest(file)}" for file in self.files)])
+
+    def label(self, index: int) -> str:
+        """Return a picture's name."""
+        return f"number {index}"
+
+    def fingerprint(self, index: int) -> bytes:
+        """Return a picture's bytes."""
+        return self._row(index).tobytes()
+
+    def picture(self, index: int) -> Pixels:
+        """Return a picture as the recipe says. One that has its size already is not cropped."""
+        row = self._row(index)
+        if row.shape == (self.recipe.side, self.recipe.side, self.recipe.channels):
+            return row
+        return to_array(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), self.recipe)
+
+    def _row(self, index: int) -> Pixels:
+        for part in (self._parts[split] for split in SPLITS if split in self._parts):
+            if index < len(part):
+                return np.asarray(part[index])
+            index -= len(part)
+        raise IndexError(index)
+
+
+def find(path: Path, names: list[str], recipe: Recipe, cache: Cache) -> Arrays | None:
+    """Return the arrays that a file or a folder of so named files holds; None where it holds something else.
+
+    Raises:
+        DataError: they are damaged, or no pictures.
+    """
+    if path.suffix.lower() == ".npy":
+        return Arrays(".npy", [path], lambda: {"train": _npy(path, str(path))}, recipe, cache)
+    if path.suffix.lower() == ".npz":
+        return Arrays(".npz", [path], lambda: _npz(path, cache), recipe, cache, packed=True)
+    files = [path / name for name in sorted(names)]
+    if batches := [file for file in files if re.fullmatch(r"data_batch_.*\.bin", file.name)]:
+        return _cifar10(batches, [file for file in files if file.name == "test_batch.bin"], recipe, cache)
+    if any(match and match[1] == "train" for match in (IDX_NAME.fullmatch(file.name) for file in files)):
+        return _idx(path, files, recipe, cache)
+    return None
+
+
+def _cifar10(batches: list[Path], tests: list[Path], recipe: Recipe, cache: Cache) -> Arrays:
+    if (recipe.side, recipe.channels) != (CIFAR_SIDE, 3):
+        raise DataError(
+            f"CIFAR-10's files hold 32x32 colour pictures; recipe {recipe.name} wants "
+            f"{recipe.side}x{recipe.side} with {recipe.channels} channels: pass --recipe cifar10"
+        )
+
+    def read() -> dict[str, Pixels]:
+        splits = {"train": batches, "test": tests}
+        return {split: np.concatenate([_batch(file) for file in files]) for split, files in splits.items() if files}
+
+    return Arrays("CIFAR-10", batches + tests, read, recipe, cache)
+
+
+def _batch(file: Path) -> Pixels:
+    size = file.stat().st_size
+    if not size or size % CIFAR_ROW:
+        raise DataError(f"{file} is not a CIFAR-10 batch: {size} bytes is no multiple of {CIFAR_ROW}")
+    rows = np.fromfile(file, np.uint8).reshape(-1, CIFAR_ROW)
+    if rows[:, 0].max() > 9:
+        raise DataError(f"{file} is not a CIFAR-10 batch: it holds a label above 9")
+    return np.ascontiguousarray(rows[:, 1:].reshape(-1, 3, CIFAR_SIDE, CIFAR_SIDE).transpose(0, 2, 3, 1))
+
+
+def _idx(path: Path, files: list[Path], recipe: Recipe, cache: Cache) -> Arrays:
+    found: dict[str, Path] = {}
+    for file in reversed(files):  # the unpacked one of two wins: its name is the shorter
+        if match := IDX_NAME.fullmatch(file.name):
+            found["train" if match[1] == "train" else "test"] = file
+    folders = sorted({str(file.parent) for file in files if IDX_NAME.fullmatch(file.name)})
+    if len(folders) > 1:
+        raise DataError(f"{path} holds more than one set of IDX files: pass {folders[0]} or another")
+    splits = {split: found[split] for split in SPLITS if split in found}
+
+    def read() -> dict[str, Pixels]:
+        return {split: _idx_file(file, cache) for split, file in splits.items()}
+
+    packed = any(file.suffix == ".gz" for file in splits.values())
+    return Arrays("IDX", list(splits.values()), read, recipe, cache, packed)
+
+
+def _idx_file(file: Path, cache: Cache) -> Pixels:
+    if file.suffix != ".gz":
+        return _idx_map(file, file)
+    with gzip.open(file) as stream:
+        return cache.unpacked(cast(IO[bytes], stream), str(file), lambda part: _idx_map(part, file))
+
+
+def _idx_map(part: Path, file: Path) -> Pixels:
+    size = part.stat().st_size
+    with part.open("rb") as stream:
+        header = stream.read(IDX_HEADER.size)
+    magic, count, height, width = IDX_HEADER.unpack(header) if len(header) == IDX_HEADER.size else (0, 0, 0, 0)
+    if magic != IDX_MAGIC or not count * height * width:
+        raise DataError(f"{file} is not an IDX file of pictures: it begins with {header.hex() or 'nothing'}")
+    if size != IDX_HEADER.size + count * height * width:
+        raise DataError(f"{file} is not whole: {size} bytes do not make {count} pictures of {width}x{height}")
+    return np.memmap(part, np.uint8, "r", IDX_HEADER.size, (count, height, width, 1))
+
+
+def _npy(part: Path, name: str) -> Pixels:
+    """Map an array of pictures; `part` may be a copy of what `name` calls it."""
+    wanted = "pictures are uint8 [count, height, width] or [count, height, width, 1, 3 or 4 channels]"
+    try:
+        array: npt.NDArray[Any] = np.lib.format.open_memmap(part, mode="r")  # cannot unpickle, unlike np.load
+    except Exception as error:  # headers are Python literals: there are many ways to break one
+        raise DataError(f"cannot read {name}: {str(error).splitlines()[0].rstrip('.')}; {wanted}") from None
+    channels = array.shape[3] if array.ndim == 4 else 1
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or channels not in (1, 3, 4) or not array.size:
+        remedy = "; scale floats to 0-255 and round them" if array.dtype.kind == "f" else ""
+        raise DataError(f"cannot use {name}: {wanted}{remedy}. Received: {array.dtype} {list(array.shape)}")
+    return array if array.ndim == 4 else array[..., None]
+
+
+@contextmanager
+def archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip, to be read by many threads.
+
+    Raises:
+        DataError: it is none, or damaged.
+    """
+    with path.open("rb") as file:  # opened here: an archive counts the readers of its own file, but not threads
+        try:
+            opened = zipfile.ZipFile(file)
+        except Exception as error:  # broken directories raise more than BadZipFile
+            raise DataError(f"cannot read {path}: {why(error)}") from None
+        with opened:
+            yield opened
+
+
+def _npz(path: Path, cache: Cache) -> dict[str, Pixels]:
+    with archive(path) as members:
+        held = [name.removesuffix(".npy") for name in members.namelist() if name.endswith(".npy")]
+        if len(held) == 1:
+            return {"train": _member(members, held[0], path, cache)}
+        names = {split: [name for name in known if name in held] for split, known in NPZ_NAMES.items()}
+        if not names["train"]:
+            listed = ", ".join(held[:5])
+            raise DataError(f"{path} holds {len(held)} arrays ({listed}): call the one of pictures 'images'")
+        return {split: _member(members, found[0], path, cache) for split, found in names.items() if found}
+
+
+def _member(members: zipfile.ZipFile, name: str, path: Path, cache: Cache) -> Pixels:
+    label = f"{path}/{name}"
+    try:
+        stream = members.open(f"{name}.npy")
+    except Exception as error:  # encrypted, or packed in a way that zipfile does not know
+        raise DataError(f"cannot read {label}: {why(error)}") from None
+    with stream:
+        return cache.unpacked(stream, label, lambda part: _npy(part, label))

@@ -1,0 +1,191 @@
+"""What is trained in either stage: an encoder and a decoder under one loss, variational or deterministic."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from training import devices
+from training.balance import Balance
+
+LOG_2PI = math.log(2 * math.pi)
+STEP = 1e-2  # how far RAE-GP looks along a random direction of the latent space
+
+
+def xla() -> bool:
+    """Tell whether to compile with XLA: on JAX always; on TensorFlow it makes a CPU four times slower."""
+    return str(keras.backend.backend()) == "jax"
+
+
+class Blown(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
+    """Which of a loss's terms were not finite, in the first minibatch where any was not: bit i is term i.
+
+    Counting in the graph names the culprit exactly, and costs no look at the device at every minibatch.
+    """
+
+    def __init__(self, terms: int) -> None:
+        super().__init__(name="blown")
+        self.flags = self.add_variable((terms,), "zeros", name="flags")  # summed over devices: 0 or above
+
+    def update_state(self, terms: Any) -> None:
+        """Look at a minibatch's terms, scalars."""
+        flags = ops.cast(ops.logical_not(ops.isfinite(ops.stack(terms))), "float32")
+        self.flags.assign(ops.where(ops.any(self.flags > 0), self.flags, flags))
+
+    def result(self) -> Any:
+        """Return the bits; 0 while all is well."""
+        return ops.sum(ops.where(self.flags > 0, 2.0 ** ops.arange(self.flags.shape[0], dtype="float32"), 0.0))
+
+
+class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
+    """An encoder and a decoder, trained together.
+
+    A subclass gives the loss and names its terms; their running means are what `fit` reports.
+
+    Args:
+        encoder: x -> statistics of the latent, each [n, latent].
+        decoder: z [n, latent] -> a reconstruction shaped like x.
+        peak: The value of x that stands for 1: 255 for uint8 images, 1 for latents.
+        seed: Seeds the latent noise.
+    """
+
+    TERMS: tuple[str, ...]
+
+    def __init__(
+        self, encoder: keras.Model, decoder: keras.Model, peak: float = 1.0, seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.peak = peak
+        self.noise = keras.random.SeedGenerator(seed)
+        self.means = {name: keras.metrics.Mean(name) for name in self.TERMS}
+        self.blown = Blown(len(self.TERMS))
+        self.built = True
+
+    def scale(self, x: Any) -> Any:
+        """Return x as float32 in the decoder's range."""
+        return ops.cast(x, "float32") / self.peak
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Return a minibatch's loss, a scalar with the layers' own losses in it, and note its terms."""
+        loss, terms = self.loss_and_terms(self.scale(x), y_pred, training)
+        for penalty in self.losses:
+            loss = loss + penalty
+        for name, value in zip(self.TERMS, terms, strict=True):
+            self.means[name].update_state(value)
+        self.blown.update_state(terms)
+        return loss / devices.replicas()  # gradients are summed over replicas
+
+    def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
+        """Return the loss of a minibatch [n, ...] in the decoder's range, and TERMS' values: all scalars."""
+        raise NotImplementedError
+
+
+class VAE(Autoencoder):
+    """A variational autoencoder with a Gaussian likelihood of scale gamma.
+
+    loss = k * share * KL + D * (mse / (2 gamma^2) + log gamma + log(2 pi) / 2) + the layers' own losses
+    with D values a sample (section 3 of the paper); gamma and the share are the balance policy's.
+
+    Args:
+        encoder: x -> mean, log_sd of the posterior.
+        decoder: As above.
+        balance: Gives gamma and the KL divergence's share for a minibatch's mse.
+        kl_weight: k.
+        options: As above.
+    """
+
+    TERMS = ("mse", "kl", "gamma")
+
+    def __init__(
+        self, encoder: keras.Model, decoder: keras.Model, balance: Balance, kl_weight: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(encoder, decoder, **options)
+        self.balance = balance
+        self.kl_weight = kl_weight
+        balance.build(())
+
+    def call(self, x: Any, training: bool = False) -> tuple[Any, Any, Any]:
+        """Return (reconstruction, mean, log_sd) with z drawn once from each posterior."""
+        mean, log_sd = self.encoder(self.scale(x), training=training)
+        z = mean + ops.exp(log_sd) * keras.random.normal(ops.shape(mean), seed=self.noise)
+        return self.decoder(z, training=training), mean, log_sd
+
+    def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
+        reconstruction, mean, log_sd = outputs
+        mse = ops.mean(ops.square(x - reconstruction))
+        gamma, share = self.balance(mse, training=training)
+        values = math.prod(reconstruction.shape[1:])
+        likelihood = values * (mse / (2 * ops.square(gamma)) + ops.log(gamma) + 0.5 * LOG_2PI)
+        divergence = 0.5 * (ops.square(mean) + ops.exp(2 * log_sd) - 2 * log_sd - 1)
+        kl = ops.mean(ops.sum(divergence, axis=-1))
+        return self.kl_weight * share * kl + likelihood, [mse, kl, gamma]
+
+
+class RAE(Autoencoder):
+    """A deterministic autoencoder, regularised or plain (Ghosh et al., "From variational to deterministic").
+
+    loss = mse + beta * |z|^2 / 2 + lambda * REG + the layers' own losses, with REG one of
+    "l2": the squares of the decoder's kernels; "gp": |grad D(z)|^2; "none" (spectral normalisation, where it
+    is wanted, is the decoder's own).
+
+    The gradient's square is taken along one random direction a sample, (|D(z + h v) - D(z)| / h)^2 with
+    v ~ N(0, I): its mean over v is the squared Frobenius norm, on any backend and without second derivatives.
+
+    Args:
+        encoder: x -> z.
+        decoder: As above.
+        embedding: beta.
+        regulariser: REG.
+        regularisation: lambda.
+        options: As above.
+    """
+
+    TERMS = ("mse", "embedding", "penalty")
+
+    def __init__(
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        embedding: float,
+        regulariser: str,
+        regularisation: float,
+        **options: Any,
+    ) -> None:
+        super().__init__(encoder, decoder, **options)
+        self.embedding = embedding
+        self.regulariser = regulariser
+        self.regularisation = regularisation
+
+    def call(self, x: Any, training: bool = False) -> tuple[Any, Any]:
+        """Return (reconstruction, z)."""
+        z = self.encoder(self.scale(x), training=training)
+        return self.decoder(z, training=training), z
+
+    def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
+        reconstruction, z = outputs
+        mse = ops.mean(ops.square(x - reconstruction))
+        embedding = ops.mean(ops.sum(ops.square(z), axis=-1)) / 2
+        penalty = self._penalty(reconstruction, z, training)
+        return mse + self.embedding * embedding + self.regularisation * penalty, [mse, embedding, penalty]
+
+    def _penalty(self, reconstruction: Any, z: Any, training: bool) -> Any:
+        if self.regulariser == "l2":
+            kernels = [weight for weight in self.decoder.trainable_weights if weight.name == "kernel"]
+            return sum(ops.sum(ops.square(kernel)) for kernel in kernels)
+        if self.regulariser == "gp":
+            direction = keras.random.normal(ops.shape(z), seed=self.noise)
+            moved = self.decoder(z + STEP * direction, training=training)
+            return ops.mean(ops.sum(ops.square((moved - reconstruction) / STEP), axis=(1, 2, 3)))
+        return ops.zeros(())

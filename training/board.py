@@ -1,0 +1,87 @@
+"""Training as TensorBoard shows it: events beside the run's own records, and told to several watchers at once."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from training.run import Record, Run
+from training.stage import Schedule, Watcher
+
+_POSITION = ("stage", "epoch", "images")  # where a record belongs, not what was measured
+
+
+class Board:
+    """Write every epoch's record to TensorBoard, in run.path/tensorboard.
+
+    Scalars go to stage1/NAME and stage2/NAME, against the pictures (or latents) seen; the latents' mean
+    posterior variances are a histogram, and stage 1's grids of samples are images. Events are on disk when
+    `epoch` returns.
+
+    The run's history is the truth, and the events are a copy of it: the first epoch after a start writes the
+    whole history anew, so that no step is there twice, however the run was stopped before.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.writer: SummaryWriter | None = None
+
+    def __enter__(self) -> Board:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
+        """Do nothing: what is shown are an epoch's means."""
+
+    def epoch(self, schedule: Schedule, record: Record) -> None:
+        """Write a record, which the run's history has as its last."""
+        if self.writer is None:
+            records, self.writer = self.run.history(), self._anew()
+        else:
+            records = [record]
+        for each in records:
+            self._write(self.writer, each)
+        self.writer.flush()
+
+    def _anew(self) -> SummaryWriter:
+        """Return a writer to the only file of events; a TensorBoard that has read an older one drops what it read."""
+        folder = self.run.path / "tensorboard"
+        for path in folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        return SummaryWriter(str(folder), purge_step=0)
+
+    def _write(self, writer: SummaryWriter, record: Record) -> None:
+        stage, images = f"stage{record['stage']}", record["images"]
+        for name, value in record.items():
+            if name not in _POSITION and isinstance(value, int | float):
+                writer.add_scalar(f"{stage}/{name}", value, images)
+        if "active" in record:  # a deterministic encoder's variances are all zero
+            writer.add_histogram(f"{stage}/latent_variance", np.asarray(record["latent_variance"]), images)
+        grid = self.run.path / "samples" / f"{stage}-{record['epoch'] + 1:04d}.png"
+        if grid.exists():
+            with Image.open(grid) as picture:
+                writer.add_image(f"{stage}/samples", np.asarray(picture.convert("RGB")), images, dataformats="HWC")
+
+
+class Watchers:
+    """Several watchers as one; each is told in turn."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self.watchers = watchers
+
+    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
+        for watcher in self.watchers:
+            watcher.step(schedule, epoch, images, logs)
+
+    def epoch(self, schedule: Schedule, record: Record) -> None:
+        for watcher in self.watchers:
+            watcher.epoch(schedule, record)

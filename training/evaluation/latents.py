@@ -1,0 +1,71 @@
+"""What the posteriors look like: the variance law and the inactive latents, in the two definitions there are.
+
+The paper speaks of variances; its authors' code takes the posterior's standard deviation for one. Both are told.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.stage import ACTIVE_BELOW
+
+Floats = npt.NDArray[np.float32]
+
+
+class Tally:
+    """Posteriors and errors of reconstructed pictures, as they come."""
+
+    def __init__(self) -> None:
+        self.means: list[Floats] = []
+        self.sds: list[Floats] = []
+        self.squares, self.values = 0.0, 0
+
+    def add(self, mean: Floats, sd: Floats | None, pictures: Floats, decoded: Floats) -> None:
+        """Take in a batch.
+
+        Args:
+            mean: Of the posteriors, [n, latents].
+            sd: The same of their deviations, or None from a deterministic encoder.
+            pictures: In [0, 1].
+            decoded: The same from the posteriors' means.
+        """
+        self.means.append(mean)
+        if sd is not None:
+            self.sds.append(sd)
+        self.squares += float(np.square(pictures - decoded, dtype=np.float64).sum())
+        self.values += pictures.size
+
+    def summary(self) -> dict[str, Any]:
+        """Return mse (per value, of pictures in [0, 1]), the variance law, inactive latents, and each latent."""
+        mean = np.concatenate(self.means).astype(np.float64)
+        spread = mean.var(axis=0)
+        facts: dict[str, Any] = {"mse": self.squares / self.values, "latents": mean.shape[1]}
+        if not self.sds:
+            each = [
+                {"latent": index, "mean": float(centre), "variance_of_mean": float(spread[index])}
+                for index, centre in enumerate(mean.mean(axis=0))
+            ]
+            return {**facts, "posterior": "none: the first stage is deterministic", "per_latent": each}
+        sd = np.concatenate(self.sds).astype(np.float64)
+        inside, deviation = np.square(sd).mean(axis=0), sd.mean(axis=0)
+        return {
+            **facts,
+            "posterior": "Gaussian",
+            "variance_law": float(np.mean(spread + inside)),
+            "variance_law_authors": float(np.mean(spread + deviation)),
+            "inactive": int(np.sum(inside >= ACTIVE_BELOW)),
+            "inactive_authors": int(np.sum(deviation >= ACTIVE_BELOW)),
+            "per_latent": [
+                {
+                    "latent": index,
+                    "mean": float(centre),
+                    "variance_of_mean": float(spread[index]),
+                    "mean_posterior_variance": float(inside[index]),
+                    "active": bool(inside[index] < ACTIVE_BELOW),
+                }
+                for index, centre in enumerate(mean.mean(axis=0))
+            ],
+        }

@@ -1,0 +1,74 @@
+"""Measuring, end to end: a run or a bundle, pictures and a plan become records; a run keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serve import bundle
+from training.dataset import load
+from training.evaluation.compare import Measured
+from training.evaluation.extractors import OnnxExtractor
+from training.evaluation.inception import Inception
+from training.evaluation.judge import Judge, Plan
+from training.evaluation.reference import choose
+from training.evaluation.snapshots import figure2
+from training.evaluation.subjects import BundleSubject, RunSubject
+from training.progress import reading
+from training.run import Record, Run, write_json
+
+# What makes two records the same measurement; the rest is what it found.
+PROTOCOL = (
+    "metric",
+    "set",
+    "prior",
+    "normalisation",
+    "latent_noise",
+    "epoch",
+    "count",
+    "seed",
+    "reference",
+    "extractor",
+)
+
+
+def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Measured:
+    """Measure a run directory or a bundle against the pictures of `data`.
+
+    A run keeps every record in its metrics.json as soon as there is one, and figure 2 if snapshots are measured.
+    `say` is told what else a person should know.
+
+    Raises:
+        DataError: of the pictures, the extractor or the cache.
+        RunError: the run is not finished, or lacks what the plan asks for.
+        ServeError: the bundle is none, or cannot be run here.
+        OSError: the run's folder cannot be written.
+    """
+    run = Run(model) if model.is_dir() else None
+    subject = RunSubject(run, plan) if run else BundleSubject(bundle.load(model), plan)
+    if not run:
+        say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
+    extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
+    with reading() as advance:
+        splits = load(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
+    say(f"{splits.train.report.kind}: {splits.train.report}")
+    judge = Judge(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    records = []
+    for record in subject.records(judge):
+        records.append(record)
+        if run:
+            keep(run, record)
+    if run and plan.snapshots:
+        say(f"drew {figure2(run, records)}")
+    return Measured(subject.name, subject.recipe, records)
+
+
+def keep(run: Run, record: Record) -> None:
+    """Add a record to the run's metrics.json, in the place of the same measurement made earlier."""
+    others = [each for each in run.metrics if _protocol(each) != _protocol(record)]
+    write_json(run.path / "metrics.json", [*others, record])
+
+
+def _protocol(record: Record) -> list[Any]:
+    return [record.get(key) for key in PROTOCOL]

@@ -1,0 +1,134 @@
+"""The pictures measured against, and the cache of what is known of them.
+
+A cached file's name is made of what it follows from - the pictures, the extractor, the count - so nothing in it
+goes stale, and a damaged one is made again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.bundle import Card
+from training.cache import default_folder
+from training.dataset import Dataset, Splits
+from training.errors import DataError
+from training.evaluation.extractors import Extractor, Images
+from training.evaluation.statistics import Statistics, collect
+from training.images import SPLITS
+from training.recipe import Recipe
+
+Through = Callable[[Iterable[Images]], Iterable[Images]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Pictures of a split, evenly spread over it.
+
+    Attributes:
+        images: The whole split, uint8 [n, side, side, channels]; may be on disk.
+        chosen: Indices of the pictures measured against, rising.
+        card: What goes beside every figure: the data's digest, the split, counts, how pictures were read.
+    """
+
+    images: Images
+    chosen: npt.NDArray[np.intp]
+    card: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def batches(self, size: int) -> Iterator[Images]:
+        """Yield the pictures, `size` at a time."""
+        for at in range(0, len(self), size):
+            yield np.asarray(self.images[self.chosen[at : at + size]])
+
+
+def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
+    """Return `count` pictures of a split, or all where it has fewer.
+
+    Raises:
+        DataError: the data has no such split.
+    """
+    dataset: Dataset | None = getattr(splits, split)
+    if dataset is None:
+        here = ", ".join(name for name in SPLITS if getattr(splits, name) is not None)
+        raise DataError(f"--data holds no {split} pictures; pass --split with one of: {here}")
+    total = len(dataset)
+    taken = min(count, total)
+    crop = f"crop {','.join(map(str, recipe.crop))}" if any(recipe.crop) else "largest centred square"
+    card = {
+        "data": dataset.digest,
+        "split": split,
+        "count": taken,
+        "of": total,
+        "read": f"{recipe.side}x{recipe.side}x{recipe.channels}, {crop}, {recipe.resize}",
+    }
+    return Reference(dataset.images, np.arange(taken) * total // taken, card)
+
+
+def pictures_of(card: Card) -> Recipe:
+    """Return a recipe that reads pictures as a bundle's did: all else in it means nothing."""
+    height, _, channels = card.image_shape
+    known = {key: card.recipe[key] for key in ("crop", "resize") if key in card.recipe}
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    return Recipe(card.name, side=height, channels=channels, **known)
+
+
+def statistics(
+    reference: Reference, extractor: Extractor, cache: Path | None, batch: int, through: Through
+) -> Statistics:
+    """Return what is known of the reference, from the cache or extracted now and cached.
+
+    Args:
+        reference: The pictures.
+        extractor: Gives their features.
+        cache: The folder whose part "reference" is looked in and written to; None takes the user's.
+        batch: Pictures at a time.
+        through: What batches pass on their way: a progress bar.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    folder = (cache or default_folder()) / "reference"
+    path = folder / f"{reference.card['data']}-{extractor.digest}-{len(reference)}.npz"
+    known = _read(path, len(reference), extractor.size)
+    if known is None:
+        known = collect(extractor, through(reference.batches(batch)))
+        _write(path, known)
+    return known
+
+
+def _read(path: Path, count: int, size: int) -> Statistics | None:
+    """Return the cached statistics, or None where there are none that can be read."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            mean, covariance, features = (arrays[name] for name in ("mean", "covariance", "features"))
+    except Exception:  # none there, or zipfile, zlib and numpy each with their own for broken bytes
+        return None
+    shapes = (mean.shape, covariance.shape, features.shape)
+    whole = shapes == ((size,), (size, size), (count, size)) and features.dtype == np.float32
+    return Statistics(count, mean, covariance, features) if whole else None
+
+
+def _write(path: Path, known: Statistics) -> None:
+    """Write the statistics, atomically: evaluations beside each other may write the same file."""
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
+            part = Path(file.name)
+            np.savez(file, mean=known.mean, covariance=known.covariance, features=known.features)
+        part.replace(path)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise DataError(f"cannot write to {path.parent}: {reason}; choose another folder with --cache") from None
+    finally:
+        if part:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Features as they come: their mean and covariance, and where wanted the features themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from training.errors import DataError
+from training.evaluation.extractors import Extractor, Features, Images
+
+Floats = npt.NDArray[np.float64]
+NEIGHBOURS = 3  # k of precision and recall, which take more pictures than that
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of a set of pictures.
+
+    Attributes:
+        count: Pictures in it.
+        mean: Of the features, float64 [f].
+        covariance: Of the features, unbiased, float64 [f, f].
+        features: float32 [count, f], or [0, f] where they were not kept.
+    """
+
+    count: int
+    mean: Floats
+    covariance: Floats
+    features: Features
+
+    @cached_property
+    def root(self) -> Floats:
+        """The covariance's symmetric root, [f, f]."""
+        values, vectors = linalg.eigh(self.covariance)
+        root: Floats = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        return root
+
+
+class Moments:
+    """Mean and covariance of rows that come in batches, in float64.
+
+    Batches are merged by their own means (Chan, Golub & LeVeque), so that nothing cancels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.count = 0
+        self.mean = np.zeros(size)
+        self.scatter = np.zeros((size, size))
+
+    def add(self, rows: Features) -> None:
+        """Take in rows [n, size], n of any size but 0."""
+        values = rows.astype(np.float64)
+        mean = values.mean(axis=0)
+        apart = mean - self.mean
+        total = self.count + len(rows)
+        centred = values - mean
+        self.scatter += centred.T @ centred + np.outer(apart, apart) * (self.count * len(rows) / total)
+        self.mean += apart * (len(rows) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Floats:
+        """The unbiased covariance, [size, size]."""
+        return self.scatter / (self.count - 1)
+
+
+def collect(extractor: Extractor, batches: Iterable[Images], keep: bool = True) -> Statistics:
+    """Return the statistics of pictures that come in batches; `keep` holds on to their features."""
+    moments = Moments(extractor.size)
+    kept = [np.empty((0, extractor.size), np.float32)]
+    for images in batches:
+        features = extractor(images)
+        moments.add(features)
+        if keep:
+            kept.append(features)
+    return Statistics(moments.count, moments.mean, moments.covariance, np.concatenate(kept))
+
+
+def check_enough(count: int, extractor: Extractor) -> None:
+    """Raise DataError where a covariance of so few pictures would be singular."""
+    least = max(extractor.size, NEIGHBOURS) + 1
+    if count < least:
+        raise DataError(
+            f"{extractor.name} has {extractor.size} features, whose covariance takes {least} pictures or more. "
+            f"Received: {count}; raise --count, bring more pictures, or take an extractor with fewer features"
+        )

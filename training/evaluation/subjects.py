@@ -1,0 +1,110 @@
+"""What is measured: a run, of which everything is known, or a bundle, which only makes samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from serve.bundle import Bundle
+from serve.engine import Engine
+from training import priors
+from training.errors import RunError
+from training.evaluation.judge import Judge, Plan
+from training.evaluation.latents import Tally
+from training.evaluation.reference import pictures_of
+from training.evaluation.sampling import FirstStage, Sampler
+from training.evaluation.snapshots import found
+from training.normalise import MODES
+from training.run import Record, Run, load_model
+
+SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm": "GMM"}
+
+
+class RunSubject:
+    """A finished run. Constructing it checks that it has what the plan asks for, before anything takes time.
+
+    Attributes:
+        name: Of its folder.
+        pictures: The recipe that its pictures are read with.
+        recipe: The same, as JSON-ready values.
+
+    Raises:
+        RunError: the run is not finished, or lacks a prior or the snapshots asked for.
+    """
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self.run, self.plan = run, plan
+        self.name = run.path.resolve().name
+        self.pictures = run.recipe
+        self.recipe: dict[str, Any] = run.recipe.to_dict()
+        self.first = FirstStage(run.load_networks(1))
+        self.sampled = [(Sampler(run, name, plan.latent_noise), self._modes(name)) for name in self._priors()]
+        self.snapshots = found(run) if plan.snapshots else []
+
+    def _priors(self) -> tuple[str, ...]:
+        here = priors.available(self.run)
+        for name in self.plan.priors:
+            if name not in here:
+                raise RunError(f"{self.run.path} has no prior {name!r}; it has {', '.join(here)}")
+        return self.plan.priors or here
+
+    def _modes(self, prior: str) -> tuple[str, ...]:
+        """Return the latent normalisations of a prior.
+
+        A fitted density has the variance of what it was fitted to, so there normalisation is for those who ask;
+        and the standard normal is what it is.
+        """
+        if prior == "normal":
+            return ("none",)
+        return self.plan.modes or (MODES if prior == "second-stage" else ("none",))
+
+    def records(self, judge: Judge) -> Iterator[Record]:
+        """Yield REC and the latents, then every prior under every normalisation, then the snapshots."""
+        tally = Tally()
+        yield self._reconstructions(judge, self.first, tally)
+        reference = judge.reference
+        yield {"metric": "latents", **tally.summary(), "count": len(reference), "reference": reference.card}
+        for sampler, modes in self.sampled:
+            for mode in modes:
+                yield self._samples(judge, self.first, sampler, mode)
+        for epoch, path in self.snapshots:
+            first = FirstStage(load_model(path))
+            yield self._reconstructions(judge, first, Tally(), epoch=epoch)
+            yield self._samples(judge, first, Sampler(self.run, "normal"), "none", epoch=epoch)
+
+    def _reconstructions(self, judge: Judge, first: FirstStage, tally: Tally, **protocol: Any) -> Record:
+        pictures = first.reconstruct(judge.reference.batches(self.plan.batch), tally)
+        return judge(pictures, len(judge.reference), "REC", **protocol)
+
+    def _samples(self, judge: Judge, first: FirstStage, sampler: Sampler, mode: str, **protocol: Any) -> Record:
+        plan, name = self.plan, sampler.name
+        if sampler.gamma:
+            protocol["latent_noise"] = sampler.gamma
+        latents = sampler.latents(plan.seed, plan.count, plan.batch, sampler.normalisation(mode))
+        return judge(first.decode(latents), plan.count, SETS[name], prior=name, normalisation=mode, **protocol)
+
+
+class BundleSubject:
+    """A bundle on the engine that serves it: there is no encoder, so neither reconstructions nor latents.
+
+    Attributes:
+        name: The model's.
+        pictures: A recipe that reads pictures as its own did.
+        recipe: Its own, as the card has it.
+
+    Raises:
+        EngineError: it cannot be run here.
+    """
+
+    def __init__(self, bundle: Bundle, plan: Plan) -> None:
+        self.plan, self.card = plan, bundle.card
+        self.name, self.recipe = bundle.card.name, bundle.card.recipe
+        self.pictures = pictures_of(bundle.card)
+        self.engine = Engine(bundle, batch=plan.batch)
+
+    def records(self, judge: Judge) -> Iterator[Record]:
+        """Yield the record of its samples."""
+        plan, prior = self.plan, self.card.prior
+        pictures = (images for _, images in self.engine.stream(plan.seed, 0, plan.count))
+        mode = self.card.normalisation["mode"]
+        yield judge(pictures, plan.count, SETS.get(prior, prior), prior=prior, normalisation=mode)

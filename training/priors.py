@@ -1,0 +1,99 @@
+"""What latents are sampled from: the standard normal, ex-post densities, the second stage.
+
+Every prior is a Keras model of stock layers, noise -> latents, so that any first stage goes with any
+prior, and an exporter chains them without knowing which is which.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import layers, ops
+from scipy.special import ndtri
+
+from training.recipe import PRIORS
+from training.run import Run, load_model
+
+Floats = npt.NDArray[np.float64]
+
+
+def available(run: Run) -> tuple[str, ...]:
+    """Return the names of a run's priors, the standard normal first."""
+    here = {name: run.network_path(2) if name == "second-stage" else run.prior_path(name) for name in PRIORS}
+    return ("normal", *(name for name, path in here.items() if path.exists()))
+
+
+def load(run: Run, name: str) -> keras.Model:
+    """Return a run's prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].
+
+    noise_size is latent_dim, and one more for "gmm", whose last column chooses the component.
+
+    Raises:
+        RunError: the run has no such prior.
+    """
+    if name == "second-stage":
+        return run.load_networks(2).get_layer("decoder")
+    if name == "normal":
+        noise = keras.Input((run.recipe.latent_dim,), name="noise")
+        return keras.Model(noise, noise, name="normal")
+    return load_model(run.prior_path(name))
+
+
+def fit(name: str, latents: npt.NDArray[np.float32], components: int, seed: int) -> keras.Model:
+    """Fit an ex-post density to latents [n, latent_dim] (Ghosh et al., section 4).
+
+    Args:
+        name: "gaussian", or "gmm": a mixture of full-covariance Gaussians.
+        latents: One draw from every picture's posterior.
+        components: Of the mixture.
+        seed: Of the mixture's initialisation.
+    """
+    if name == "gaussian":
+        covariance = np.cov(latents, rowvar=False, dtype=np.float64) + 1e-6 * np.eye(latents.shape[1])
+        return gaussian(latents.mean(axis=0, dtype=np.float64), covariance)
+    from sklearn.mixture import GaussianMixture
+
+    mixture = GaussianMixture(components, covariance_type="full", reg_covar=1e-6, random_state=seed)
+    mixture.fit(latents.astype(np.float64))
+    return gmm(mixture.weights_, mixture.means_, mixture.covariances_)
+
+
+def gaussian(mean: Floats, covariance: Floats) -> keras.Model:
+    """Return noise [n, L] -> N(mean, covariance): one dense layer, by the Cholesky factor."""
+    noise = keras.Input(mean.shape, name="noise")
+    affine = layers.Dense(len(mean), dtype="float32", name="affine")
+    model = keras.Model(noise, affine(noise), name="gaussian")
+    affine.set_weights([np.linalg.cholesky(covariance).T, mean])
+    return model
+
+
+def gmm(weights: Floats, means: Floats, covariances: Floats) -> keras.Model:
+    """Return noise [n, L + 1] -> a mixture: L columns for a component's Gaussian, the last to choose it.
+
+    Component k is chosen where the last column is between the normal quantiles of the weights summed up
+    to k - 1 and to k. Every component is computed, and all but the chosen one multiplied by zero.
+
+    Args:
+        weights: [K], summing to 1.
+        means: [K, L].
+        covariances: [K, L, L].
+    """
+    count, size = means.shape
+    noise = keras.Input((size + 1,), name="noise")
+    every = layers.Dense(count * size, dtype="float32", name="components")
+    above = layers.Dense(count - 1, dtype="float32", name="quantiles")
+    chosen = layers.Dense(count, dtype="float32", name="component")
+    passed = ops.cast(ops.greater(above(noise[:, size:]), 0.0), "float32")
+    mask = layers.Reshape((count, 1))(chosen(passed))
+    samples = layers.Reshape((count, size))(every(noise[:, :size]))
+    model = keras.Model(noise, ops.sum(mask * samples, axis=1), name="gmm")
+
+    factors = np.linalg.cholesky(covariances)  # [K, L, L]
+    every.set_weights([factors.transpose(2, 0, 1).reshape(size, count * size), means.reshape(-1)])
+    edges = ndtri(np.cumsum(weights[:-1]).clip(0, 1))
+    above.set_weights([np.ones((1, count - 1)), -edges])
+    # One hot, from how many edges were passed: each passed edge moves the one to the next component.
+    moves = np.eye(count - 1, count, 1) - np.eye(count - 1, count)
+    chosen.set_weights([moves, np.eye(count)[0]])
+    return model

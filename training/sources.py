@@ -1,0 +1,232 @@
+"""What --data may be: a folder or a zip of picture files, CelebA as downloaded, or arrays.
+
+Nothing is ever unpacked from a zip to disk, and only pictures are read of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from training import arrays
+from training.cache import Cache, state
+from training.errors import DataError
+from training.images import MOST_BYTES, UNREADABLE, Advance, Pixels, decode, in_parallel, is_picture, why
+from training.recipe import Recipe
+
+CELEBA = "img_align_celeba"  # the folder of its pictures
+WIDTH = len(UNREADABLE)  # a fingerprint's bytes
+PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # its official split: picture, then 0, 1 or 2
+
+
+class Source(Protocol):
+    """Pictures by number, the train ones cut to the recipe's limit."""
+
+    kind: str
+    ignored: int
+
+    @property
+    def splits(self) -> npt.NDArray[np.uint8]:
+        """The official split of each picture, as an index into SPLITS: uint8 [count]."""
+
+    def as_they_lie(self) -> dict[str, Pixels] | None:
+        """Return the pictures by split where they are arrays that nothing has to be done to."""
+
+    def identity(self) -> str:
+        """Return what changes when a name, a byte or a split does."""
+
+    def label(self, index: int) -> str:
+        """Return a picture's name in the source."""
+
+    def fingerprint(self, index: int) -> bytes:
+        """Return what is the same for the same picture, whatever its name."""
+
+    def picture(self, index: int) -> Pixels:
+        """Return a picture as the recipe says. Raises whatever decoders raise."""
+
+
+class _Folder:
+    def __init__(self, path: Path, names: list[str]) -> None:
+        self.path, self.names = path, names
+
+    def read(self, name: str) -> bytes:
+        path = os.path.join(self.path, name)
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would wait for ever
+            raise ValueError("not a file")
+        _check_size(facts.st_size)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def state(self, names: list[str]) -> str:
+        lines = []
+        for name in names:
+            try:
+                lines.append(state(os.path.join(self.path, name)))
+            except OSError as error:
+                lines.append(f"{name!a} {error}")
+        return "\n".join(lines)
+
+
+class _Zip:
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path, self.archive = path, archive
+        self.members = {member.filename: member for member in archive.infolist() if not member.is_dir()}
+        self.names = list(self.members)
+
+    def read(self, name: str) -> bytes:
+        _check_size(self.members[name].file_size)
+        return self.archive.read(self.members[name])  # never more bytes than the size that was checked
+
+    def state(self, names: list[str]) -> str:
+        return "\n".join([state(self.path), *map(ascii, names)])
+
+
+def _check_size(size: int) -> None:
+    if size > MOST_BYTES:
+        raise ValueError(f"the file is over {MOST_BYTES // 2**20} MB")
+
+
+class _Files:
+    """Picture files, in the order of their names."""
+
+    def __init__(
+        self, path: Path, container: _Folder | _Zip, recipe: Recipe, cache: Cache, advance: Advance | None
+    ) -> None:
+        names = sorted(filter(is_picture, container.names), key=lambda name: PurePosixPath(name).parts)
+        self.path, self.container, self.recipe = path, container, recipe
+        self.ignored = len(container.names) - len(names)
+        if not names:
+            raise DataError(f"--data takes a folder or a zip of pictures. Received: {path}, {_held(container.names)}")
+        splits = np.zeros(len(names), np.uint8)
+        self.kind = "pictures"
+        if partition := self._partition(names):
+            file, text = partition
+            splits = parse_partition(file, text, names)
+            self.kind = "CelebA"
+        kept = (splits != 0) | (np.cumsum(splits == 0) <= (recipe.limit or len(names)))
+        self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
+        self.splits = splits[kept]
+        # Reading every file tells what it is; as long as none is touched, that is known.
+        self.fingerprints = cache.noted(
+            container.state(self.names),
+            lambda: b"".join(in_parallel(self._fingerprint, self.names, advance)),
+            lasts=lambda prints: all(prints[at : at + WIDTH] != UNREADABLE for at in range(0, len(prints), WIDTH)),
+        )
+
+    def _partition(self, names: list[str]) -> tuple[str, str] | None:
+        """Find the official split's file in the source, or beside CelebA's own folder or zip: (path, text)."""
+        for wanted in PARTITIONS:
+            for name in self.container.names:
+                if PurePosixPath(name).name == wanted:
+                    self.ignored -= 1
+                    return str(self.path / name), _text(self.container, name)
+            beside = self.path.resolve().parent / wanted
+            if beside.is_file() and CELEBA in str(self.path.resolve() / names[0]):
+                return str(beside), _text(_Folder(beside.parent, [wanted]), wanted)
+        return None
+
+    def _fingerprint(self, name: str) -> bytes:
+        try:
+            data = self.container.read(name)
+        except OSError as error:
+            if error.errno is not None:  # another time it may be readable
+                return UNREADABLE
+            data = why(error).encode()
+        except Exception as error:  # zipfile raises many on broken bytes; the reason stands for them
+            data = why(error).encode()
+        return hashlib.blake2b(data, digest_size=WIDTH).digest()
+
+    def as_they_lie(self) -> None:
+        """Files have to be decoded."""
+
+    def identity(self) -> str:
+        rows = zip(self.names, self.splits.tolist(), strict=True)
+        return "\n".join([self.fingerprints.hex(), *(f"{name!a} {split}" for name, split in rows)])
+
+    def label(self, index: int) -> str:
+        return self.names[index]
+
+    def fingerprint(self, index: int) -> bytes:
+        return self.fingerprints[index * WIDTH : (index + 1) * WIDTH]
+
+    def picture(self, index: int) -> Pixels:
+        return decode(self.container.read(self.names[index]), self.recipe)
+
+
+def _text(container: _Folder | _Zip, name: str) -> str:
+    try:
+        return container.read(name).decode("utf-8-sig", "replace")  # what is no text is no line of it either
+    except Exception as error:
+        raise DataError(f"cannot read {name}: {why(error)}") from None
+
+
+def _held(names: list[str]) -> str:
+    if not names:
+        return "which holds no files"
+    zips = [name for name in names if name.lower().endswith((".zip", ".npy", ".npz"))]
+    hint = f"; pass {zips[0]} itself" if zips else ""
+    return f"which holds {len(names)} files, none a picture by its ending (.png, .jpg, .webp ...){hint}"
+
+
+def parse_partition(file: str, text: str, names: list[str]) -> npt.NDArray[np.uint8]:
+    """Return the split of each picture as a partition file says: uint8 [count], an index into SPLITS.
+
+    Lines are `000001.jpg 0`; a file ending in .csv has `000001.jpg,0` below the header image_id,partition.
+
+    Raises:
+        DataError: a line that says something else or contradicts another, or pictures without one.
+    """
+    comma = file.endswith(".csv")
+    split_of: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        words = [word.strip() for word in line.split("," if comma else None)]
+        if not any(words) or (comma and number == 1 and words == ["image_id", "partition"]):
+            continue
+        if len(words) != 2 or words[1] not in ("0", "1", "2"):
+            wanted = "a picture's name and 0 (train), 1 (validation) or 2 (test)"
+            raise DataError(f"{file}, line {number}: expected {wanted}. Received: {line[:60]!r}")
+        if split_of.setdefault(words[0], int(words[1])) != int(words[1]):
+            raise DataError(f"{file}, line {number}: {words[0]} is in another split already")
+    missing = [name for name in names if PurePosixPath(name).name not in split_of]
+    if missing:
+        share = "none" if len(missing) == len(names) else f"only {len(names) - len(missing):,}"
+        raise DataError(
+            f"{file} names {share} of the {len(names):,} pictures; the first that its {len(split_of):,} lines "
+            f"lack is {missing[0]}. Remove it to train on all of them"
+        )
+    return np.array([split_of[PurePosixPath(name).name] for name in names], np.uint8)
+
+
+@contextmanager
+def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[Source]:
+    """Give what a path holds.
+
+    Raises:
+        DataError: nothing that pictures can be read of.
+    """
+    takes = "--data takes a folder, a zip, .npy or .npz of pictures"
+    if not path.exists():
+        raise DataError(f"{takes}. Received: {path}, which does not exist")
+    kind = path.suffix.lower()
+    if not path.is_dir() and kind not in (".zip", ".npy", ".npz"):
+        raise DataError(f"{takes}. Received: {path}, which is not a folder, zip, .npy or .npz")
+    try:
+        if kind == ".zip" and not path.is_dir():
+            with arrays.archive(path) as archive:
+                yield _Files(path, _Zip(path, archive), recipe, cache, advance)
+            return
+        names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
+        names = [os.path.relpath(name, path) for name in names]
+        yield arrays.find(path, names, recipe, cache) or _Files(path, _Folder(path, names), recipe, cache, advance)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {why(error)}") from None
