@@ -74,7 +74,7 @@ def grid(path: Path, images: Pictures, columns: int = 0) -> None:
 
 def reconstructions(path: Path, networks: keras.Model, images: Pictures) -> None:
     """Write pairs: each of uint8 images [n, h, w, c], and right of it its reconstruction from the latent's mean."""
-    decoded = _to_uint8(networks(images / np.float32(255), training=False)[0])
+    decoded = to_uint8(networks(images / np.float32(255), training=False)[0])
     gap = max(images.shape[1] // 8, 2)
     pairs = np.concatenate([images, decoded], axis=2)
     grid(path, np.pad(pairs, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255))
@@ -86,7 +86,7 @@ def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
     pairs = len(images) // 2
     between = spherical(latents[:pairs], latents[pairs : 2 * pairs], STEPS)
     decoded = networks.get_layer("decoder")(between.reshape(pairs * STEPS, -1), training=False)
-    grid(path, _to_uint8(decoded), STEPS)
+    grid(path, to_uint8(decoded), STEPS)
 
 
 def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]:
@@ -107,6 +107,7 @@ def _length(latents: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return length
 
 
-def _to_uint8(images: Any) -> Pictures:
+def to_uint8(images: Any) -> Pictures:
+    """Return images in [0, 1] as uint8, rounded."""
     values: npt.NDArray[np.float32] = ops.convert_to_numpy(images)
     return np.rint(values * 255).astype(np.uint8)

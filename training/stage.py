@@ -197,8 +197,8 @@ class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no 
         self.look = time.monotonic() + LOOK_EVERY
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keras calls this after every execution; `batch` is its last minibatch."""
-        self.steps = batch + 1
+        """Keras calls this after every execution; `batch` is its last minibatch, were all of its steps there."""
+        self.steps = min(batch + 1, self.params["steps"])
         images = (self.at["step"] + self.steps) * self.size
         self.watcher.step(self.schedule, self.at["epoch"], images, logs or {})
         now = time.monotonic()

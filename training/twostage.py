@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 import numpy.typing as npt
-from keras import ops
 
 from training import devices, figures, networks, priors
 from training.autoencoder import RAE, VAE, Autoencoder, xla
@@ -117,7 +116,7 @@ class _Album:
         done, recipe = record["epoch"] + 1, self.recipe
         if done % recipe.sample_every == 0 or done == schedule.epochs:
             pictures = self.model.decoder(grid_noise(recipe, recipe.latent_dim), training=False)
-            figures.grid(self.run.path / "samples" / f"stage1-{done:04d}.png", to_uint8(pictures))
+            figures.grid(self.run.path / "samples" / f"stage1-{done:04d}.png", figures.to_uint8(pictures))
         if recipe.snapshot_every and done % recipe.snapshot_every == 0:
             save_model(self.run.snapshot_path(done), _plain_images(self.model, recipe))
         self.watcher.epoch(schedule, record)
@@ -126,11 +125,6 @@ class _Album:
 def grid_noise(recipe: Recipe, size: int) -> Floats:
     """Return the noise of every grid of a run, so that grids can be compared."""
     return np.random.default_rng(recipe.seed).standard_normal((GRID, size), np.float32)
-
-
-def to_uint8(images: Any) -> npt.NDArray[np.uint8]:
-    """Return images in [0, 1] as uint8, rounded."""
-    return np.asarray(ops.convert_to_numpy(ops.round(images * 255))).astype(np.uint8)
 
 
 def train_two_stages(
@@ -177,7 +171,7 @@ def train_two_stages(
     for name in priors.available(run):
         prior = priors.load(run, name)
         drawn = first.get_layer("decoder")(prior(grid_noise(recipe, prior.input_shape[-1])), training=False)
-        figures.grid(run.path / "samples" / f"{name}.png", to_uint8(drawn))
+        figures.grid(run.path / "samples" / f"{name}.png", figures.to_uint8(drawn))
     figures.draw(run, first, splits)
 
 

@@ -19,9 +19,10 @@ from training.autoencoder import xla
 from training.errors import RunError
 from training.evaluation.extractors import Images
 from training.evaluation.latents import Tally
+from training.figures import to_uint8
 from training.normalise import DRAWS, Normalisation, fit
 from training.run import Run
-from training.twostage import PEAK, to_uint8
+from training.twostage import PEAK
 
 Latents = npt.NDArray[np.float32]
 
