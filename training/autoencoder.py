@@ -33,7 +33,7 @@ class Blown(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
     def update_state(self, terms: Any) -> None:
         """Look at a minibatch's terms, scalars."""
         flags = ops.cast(ops.logical_not(ops.isfinite(ops.stack(terms))), "float32")
-        self.flags.assign(ops.where(ops.any(self.flags > 0), self.flags, flags))
+        self.flags.assign(ops.where(ops.any(self.flags > 0), self.flags.value, flags))
 
     def result(self) -> Any:
         """Return the bits; 0 while all is well."""
@@ -119,13 +119,13 @@ class VAE(Autoencoder):
     def call(self, x: Any, training: bool = False) -> tuple[Any, Any, Any]:
         """Return (reconstruction, mean, log_sd) with z drawn once from each posterior."""
         mean, log_sd = self.encoder(self.scale(x), training=training)
-        z = mean + ops.exp(log_sd) * keras.random.normal(ops.shape(mean), seed=self.noise)
+        z = mean + ops.exp(log_sd) * devices.normal_like(mean, self.noise)
         return self.decoder(z, training=training), mean, log_sd
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
         reconstruction, mean, log_sd = outputs
         mse = ops.mean(ops.square(x - reconstruction))
-        gamma, share = self.balance(mse, training=training)
+        gamma, share = self.balance(devices.mean(mse), training=training)
         values = math.prod(reconstruction.shape[1:])
         likelihood = values * (mse / (2 * ops.square(gamma)) + ops.log(gamma) + 0.5 * LOG_2PI)
         divergence = 0.5 * (ops.square(mean) + ops.exp(2 * log_sd) - 2 * log_sd - 1)
@@ -185,7 +185,7 @@ class RAE(Autoencoder):
             kernels = [weight for weight in self.decoder.trainable_weights if weight.name == "kernel"]
             return sum(ops.sum(ops.square(kernel)) for kernel in kernels)
         if self.regulariser == "gp":
-            direction = keras.random.normal(ops.shape(z), seed=self.noise)
+            direction = devices.normal_like(z, self.noise)
             moved = self.decoder(z + STEP * direction, training=training)
             return ops.mean(ops.sum(ops.square((moved - reconstruction) / STEP), axis=(1, 2, 3)))
         return ops.zeros(())

@@ -6,6 +6,7 @@ Keras is imported late: `--help` and usage errors answer at once.
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,9 +130,10 @@ def main(
 
 
 def _train(
-    resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, devices: str
+    resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, wanted: str
 ) -> None:
     try:
+        from training import devices
         from training.board import Board, Watchers
         from training.progress import Watch
         from training.run import Run
@@ -139,12 +141,18 @@ def _train(
         from training.twostage import train_two_stages
     except ImportError as error:
         raise click.ClickException(f"{error}; pip install 'balanced-vae[train]'") from None
-    run = Run(out)
-    execution = Execution(save_every, steps_per_execution, devices)
+    execution = Execution(save_every, steps_per_execution, wanted)
     stop = StopRequest()
     identity = {"count": len(splits.train), "digest": splits.train.digest}
     try:
-        with run.open(resolved, identity), stop.listening(), Watch() as watch, Board(run) as board:
+        listening = stop.listening() if devices.workers() == 1 else nullcontext()  # else a signal ends it at once
+        with (
+            devices.run_directory(out) as folder,
+            (run := Run(folder)).open(resolved, identity),
+            listening,
+            Watch() as watch,
+            Board(run) as board,
+        ):
             train_two_stages(resolved, splits, run, Watchers(watch, board), stop, execution)
     except Stopped as stopped:
         click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)

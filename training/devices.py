@@ -1,23 +1,32 @@
-"""Data parallelism: one stage on several devices of a machine, or on several machines.
+"""Data parallelism: each minibatch of a stage shared out among the devices of a machine, or among machines.
 
 This is the one module of `training` that asks a backend by name: how devices work together is what Keras
 leaves to them. Everything is imported late, and only what the chosen backend needs.
+
+The shares together are one minibatch: batch norm, noise and the balance policy see all of it, so that the
+number of devices changes a result by rounding alone. On JAX that is how sharding works; on TensorFlow it is what
+`normal_like`, `mean` and synchronised batch norm are for.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
+from keras import ops
 
 from training.errors import TrainingError
 
 
 @contextmanager
-def spread(wanted: str) -> Iterator[None]:
+def spread(wanted: str, size: int) -> Iterator[None]:
     """Build and train what the block builds and trains on several devices, each minibatch shared out.
 
     TensorFlow mirrors the weights (MirroredStrategy), on several machines where TF_CONFIG names them
@@ -25,26 +34,59 @@ def spread(wanted: str) -> Iterator[None]:
     number above one splits the CPU into as many virtual devices: no faster, but the same code path.
 
     Args:
-        wanted: "1"; a number of devices; or "all" GPUs.
+        wanted: "1"; a number of devices; or "all" GPUs. Of each machine, where there are several.
+        size: Items a minibatch.
 
     Raises:
-        TrainingError: more devices than there are, or a backend that cannot.
+        TrainingError: more devices than there are, a minibatch that they cannot share evenly, a backend that
+            cannot, or another machine that was lost.
     """
     backend = str(keras.backend.backend())
-    several = wanted != "1" or "TF_CONFIG" in os.environ
-    if not several:
+    if wanted == "1" and workers() == 1:
         yield
     elif backend == "tensorflow":
-        with _tensorflow(wanted).scope():
+        with _tensorflow(wanted, size):
             yield
-    elif backend == "jax":
-        _jax(wanted)
-        try:
+    elif backend == "jax" and workers() == 1:
+        here = _jax(wanted)
+        _check_even(size, len(here))
+        with keras.distribution.DataParallel(devices=here).scope():
             yield
-        finally:
-            keras.distribution.set_distribution(None)
     else:
-        raise TrainingError(f"--devices {wanted} takes KERAS_BACKEND=tensorflow or jax. Received: {backend}")
+        able = "tensorflow or jax" if workers() == 1 else "tensorflow"
+        raise TrainingError(f"several devices take KERAS_BACKEND={able}. Received: {backend}")
+
+
+def workers() -> int:
+    """Return how many machines TF_CONFIG has train together; 1 where there is none."""
+    cluster = _config().get("cluster", {})
+    return max(1, len(cluster.get("chief", [])) + len(cluster.get("worker", [])))
+
+
+def first() -> bool:
+    """Tell whether this process is the one, of several on several machines, whose run directory is kept."""
+    config = _config()
+    task = config.get("task", {})
+    leader = "chief" if "chief" in config.get("cluster", {}) else "worker"
+    return workers() == 1 or (task.get("type"), int(task.get("index", 0))) == (leader, 0)
+
+
+@contextmanager
+def run_directory(out: Path) -> Iterator[Path]:
+    """Give the folder to work in: on the first machine `out`; on others a scratch copy of what resuming needs.
+
+    All do the same and write the same, so that none waits for what only another does; one's files are kept.
+    """
+    if first():
+        yield out
+        return
+    with TemporaryDirectory(prefix="train-vae-") as scratch:
+        for name in ("config.json", "stage1.keras", "state/stage1.npz"):
+            if (out / name).exists():
+                copy = Path(scratch, "run", name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(out / name, copy)
+        yield Path(scratch, "run")
 
 
 def replicas() -> int:
@@ -56,25 +98,75 @@ def replicas() -> int:
     return int(tensorflow.distribute.get_strategy().num_replicas_in_sync)
 
 
-def first() -> bool:
-    """Tell whether this process is the one, of several on several machines, that writes."""
-    if str(keras.backend.backend()) != "tensorflow" or "TF_CONFIG" not in os.environ:
-        return True
+def normal_like(x: Any, seed: keras.random.SeedGenerator) -> Any:
+    """Return standard normal noise of x's shape [n, ...]: a replica's rows of the whole minibatch's noise.
+
+    All replicas' seeds are the same; without this they would draw the same noise.
+    """
+    shape = ops.shape(x)
+    if replicas() == 1:
+        return keras.random.normal(shape, seed=seed)
     import tensorflow
 
-    resolver = tensorflow.distribute.get_strategy().cluster_resolver
-    return resolver is None or (resolver.task_type, resolver.task_id) in (("chief", 0), ("worker", 0))
+    at = tensorflow.distribute.get_replica_context().replica_id_in_sync_group
+    whole = keras.random.normal((shape[0] * replicas(), *shape[1:]), seed=seed)
+    return whole[at * shape[0] : (at + 1) * shape[0]]
 
 
-def _tensorflow(wanted: str) -> Any:
+def mean(value: Any) -> Any:
+    """Return the mean of a replica's value over all replicas. No gradient flows through it."""
+    value = ops.stop_gradient(value)
+    if replicas() == 1:
+        return value
     import tensorflow
 
-    if "TF_CONFIG" in os.environ:
-        return tensorflow.distribute.MultiWorkerMirroredStrategy()
+    context = tensorflow.distribute.get_replica_context()
+    return context.all_reduce(tensorflow.distribute.ReduceOp.MEAN, value)
+
+
+def adapt(model: keras.Model) -> None:
+    """Let a built, compiled model of a stage be fitted on several devices; on one this does nothing.
+
+    On several machines Keras 3.15 does two things that only the replicas of one allow: before it trains, it builds
+    the model from a minibatch that it reduces outside of any replica - ours are built -, and it takes the mean of
+    logs along an axis that scalars do not have. Either is a ValueError of fit; once it is not, those lines can go.
+    """
+    if replicas() == 1:
+        return
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+    if workers() > 1:
+        step = model.train_step
+        model.train_step = lambda data: {name: ops.reshape(value, (1,)) for name, value in step(data).items()}
+        model._maybe_symbolic_build = lambda *arguments, **options: None
+
+
+@contextmanager
+def _tensorflow(wanted: str, size: int) -> Iterator[None]:
+    import tensorflow
+
+    lost = tensorflow.errors.AbortedError, tensorflow.errors.DeadlineExceededError, tensorflow.errors.UnavailableError
+    try:
+        strategy = _strategy(wanted, tensorflow)
+        _check_even(size, strategy.num_replicas_in_sync)
+        with strategy.scope():
+            yield
+    except lost as error:
+        if workers() == 1:
+            raise
+        raise TrainingError(
+            f"a machine of TF_CONFIG was lost ({type(error).__name__}); start all again to go on from what was saved"
+        ) from error
+
+
+def _strategy(wanted: str, tensorflow: Any) -> Any:
     gpus = tensorflow.config.list_physical_devices("GPU")
+    if workers() > 1:
+        tensorflow.config.set_visible_devices(gpus[: _count(wanted, max(1, len(gpus)))], "GPU")
+        return tensorflow.distribute.MultiWorkerMirroredStrategy()
     if gpus:
-        count = _count(wanted, len(gpus))
-        return tensorflow.distribute.MirroredStrategy([f"GPU:{index}" for index in range(count)])
+        return tensorflow.distribute.MirroredStrategy([f"GPU:{index}" for index in range(_count(wanted, len(gpus)))])
     count = 1 if wanted == "all" else int(wanted)
     (cpu,) = tensorflow.config.list_physical_devices("CPU")
     virtual = [tensorflow.config.LogicalDeviceConfiguration() for _ in range(count)]
@@ -82,13 +174,14 @@ def _tensorflow(wanted: str) -> Any:
     return tensorflow.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
 
 
-def _jax(wanted: str) -> None:
+def _jax(wanted: str) -> list[Any]:
     import jax
 
-    if jax.default_backend() == "cpu" and wanted != "all":
-        jax.config.update("jax_num_cpu_devices", int(wanted))
+    if wanted != "all":
+        config: Any = jax.config
+        config.update("jax_num_cpu_devices", int(wanted))  # says nothing where there are GPUs
     here = jax.devices()
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=here[: _count(wanted, len(here))]))
+    return list(here[: _count(wanted, len(here))])
 
 
 def _count(wanted: str, there: int) -> int:
@@ -96,3 +189,18 @@ def _count(wanted: str, there: int) -> int:
     if count > there:
         raise TrainingError(f"--devices takes at most the {there} there are. Received: {wanted}")
     return count
+
+
+def _check_even(size: int, count: int) -> None:
+    if size % count:
+        raise TrainingError(f"{count} devices take minibatches of a multiple of {count}. Received: {size}; set batch")
+
+
+def _config() -> dict[str, Any]:
+    try:
+        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+    except ValueError as error:
+        raise TrainingError(f"TF_CONFIG takes JSON. Received: {error}") from None
+    if not isinstance(config, dict):
+        raise TrainingError(f"TF_CONFIG takes a JSON object. Received: {config}")
+    return config

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from training import devices
 from training.autoencoder import Autoencoder, xla
 from training.epoch import Epoch
 from training.errors import Diverged
@@ -142,8 +143,8 @@ def train(
         jit_compile=xla(),
         steps_per_execution=min(execution.steps_per_execution, steps),
     )
+    devices.adapt(model)
     model.optimizer.build(model.trainable_variables)
-    model.encoder.jit_compile = model.decoder.jit_compile = xla()  # for the epochs' records
     # Weights, the policy's state and the noise's seed; running means start anew with every piece.
     others = {id(variable) for variable in (*model.metrics_variables, *model.optimizer.variables)}
     variables = [variable for variable in model.variables if id(variable) not in others]
@@ -201,6 +202,8 @@ class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no 
         self.steps = min(batch + 1, self.params["steps"])
         images = (self.at["step"] + self.steps) * self.size
         self.watcher.step(self.schedule, self.at["epoch"], images, logs or {})
+        if devices.workers() > 1:
+            return  # all end a piece at the same minibatch, or wait for each other forever
         now = time.monotonic()
         blown = False
         if now > self.look:
@@ -252,7 +255,7 @@ def _record(
     }
     if validation is not None:
         items = _some(validation, schedule, RECORDED)
-        decoded = model.decoder.predict(posteriors(model.encoder, items, model.peak)[0], batch_size=500, verbose=0)
+        decoded = infer(model.decoder, posteriors(model.encoder, items, model.peak)[0])[0]
         record["validation_mse"] = float(np.mean(np.square(items / model.peak - decoded)))
     return record
 
@@ -275,11 +278,20 @@ def posteriors(
     encoder: keras.Model, items: npt.NDArray[Any], peak: float = 1.0
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return (mean, sd) of each item's posterior, each float32 [n, latent]; sd is 0 for deterministic encoders."""
-    statistics = encoder.predict(items.astype(np.float32) / np.float32(peak), batch_size=500, verbose=0)
-    if len(encoder.outputs) == 1:
-        return statistics, np.zeros_like(statistics)
-    mean, log_sd = statistics
-    return mean, np.exp(log_sd)
+    mean, *log_sd = infer(encoder, items.astype(np.float32) / np.float32(peak))
+    return mean, np.exp(log_sd[0]) if log_sd else np.zeros_like(mean)
+
+
+def infer(network: keras.Model, items: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Return each of a network's outputs for all items.
+
+    It is called, not asked to `predict`, which of a network built for several devices would share items out,
+    and on several machines wait for the others.
+    """
+    parts = [keras.tree.flatten(network(items[at : at + 500], training=False)) for at in range(0, len(items), 500)]
+    return [
+        np.concatenate([keras.ops.convert_to_numpy(each) for each in output]) for output in zip(*parts, strict=True)
+    ]
 
 
 def latent_summary(mean: npt.NDArray[np.float32], sd: npt.NDArray[np.float32]) -> Record:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training import devices, figures, networks, priors
-from training.autoencoder import RAE, VAE, Autoencoder, xla
+from training.autoencoder import RAE, VAE, Autoencoder
 from training.balance import policy
 from training.dataset import Dataset, Splits
 from training.errors import DataError
@@ -96,7 +96,6 @@ class Posteriors:
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
-    encoder.jit_compile = xla()
     views = [dataset.images] + ([dataset.images[:, :, ::-1]] if dataset.flip else [])
     parts = [posteriors(encoder, view[at : at + 5000], PEAK) for view in views for at in range(0, len(view), 5000)]
     means, sds = zip(*parts, strict=True)
@@ -151,11 +150,13 @@ def train_two_stages(
         )
     if not run.network_path(1).exists():
         schedule = Schedule(1, len(pictures), recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every, recipe.seed)
-        with devices.spread(execution.devices):
+        with devices.spread(execution.devices, schedule.size):
             model = image_autoencoder(recipe, schedule.steps)
             album = _Album(model, recipe, run, watcher)
             train(model, pictures, schedule, run, album, stop, execution, splits.validation)
         run.finish(1, _plain_images(model, recipe))
+    if not devices.first():
+        return  # what follows is too small to share out
     first = run.load_networks(1)
     latents = encode(first.get_layer("encoder"), pictures)
     write_json(run.path / "diagnostics.json", latents.diagnostics())
@@ -180,9 +181,8 @@ def _train_second_stage(
 ) -> None:
     seen, centre, spread = latents.standardised()
     schedule = Schedule(2, len(seen), recipe.epochs2, recipe.batch, recipe.lr2, recipe.halve_every2, recipe.seed)
-    with devices.spread(execution.devices):
-        vae = latent_vae(recipe, schedule.steps)
-        train(vae, seen, schedule, run, watcher, stop, execution)
+    vae = latent_vae(recipe, schedule.steps)
+    train(vae, seen, schedule, run, watcher, stop, execution)
     in_units_of(vae, centre, spread)
     run.finish(2, plain(vae.encoder, vae.decoder))
 
