@@ -1,8 +1,14 @@
-"""Train two-stage VAEs whose reconstruction/KL balance is computed: images -> a run directory.
+"""Train autoencoders whose reconstruction/KL balance is computed, and their competitors: images -> a run directory.
 
-The stations, in the order data meets them: `images` and `dataset` (pictures to arrays), `recipes`
-(every number of a run), `networks`, `balance` and `vae` (the model), `epoch` and `stage` (train one
-VAE, survive being stopped), `twostage` (stage 1, posteriors, stage 2), `run` (what is written, and how).
+The stations, in the order data meets them:
+
+pictures    `dataset` (checked, split, mapped into memory), from `sources` and `arrays` by `images`, kept in `cache`
+numbers     `recipe` (all of a run's), `recipes` (the named ones)
+the model   `networks`, `balance`, `autoencoder`
+training    `epoch` and `stage` (one stage, that survives being stopped), on several `devices`
+the method  `twostage` (stage 1, posteriors, `priors`), latent normalisation in `normalise`
+what stays  `run` (what is written, and how), `figures` and `plots`, `board`, `progress`
+measuring   `evaluation`
 
 Networks and training use `keras` and `keras.ops` only, so KERAS_BACKEND=jax or torch trains as well.
 """

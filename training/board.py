@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from training.run import Record, Run
 from training.stage import Schedule, Watcher
@@ -28,7 +32,7 @@ class Board:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.writer: SummaryWriter | None = None
+        self.writer: EventsWriter | None = None
 
     def __enter__(self) -> Board:
         return self
@@ -36,7 +40,7 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.writer is not None:
+        if self.writer is not None and kind is None:  # every epoch was flushed; a full disk is told once
             self.writer.close()
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
@@ -49,27 +53,36 @@ class Board:
         else:
             records = [record]
         for each in records:
-            self._write(self.writer, each)
+            for part in self._summaries(each):
+                self._write(summary=part, step=each["images"])
         self.writer.flush()
 
-    def _anew(self) -> SummaryWriter:
+    def _anew(self) -> EventsWriter:
         """Return a writer to the only file of events; a TensorBoard that has read an older one drops what it read."""
         folder = self.run.path / "tensorboard"
+        folder.mkdir(exist_ok=True)
         for path in folder.glob("events.out.tfevents.*"):
             path.unlink()
-        return SummaryWriter(str(folder), purge_step=0)
+        # Not SummaryWriter: its thread would keep a full disk to itself.
+        self.writer = EventsWriter(str(folder / "events"))
+        self._write(session_log=SessionLog(status=SessionLog.START), step=0)
+        return self.writer
 
-    def _write(self, writer: SummaryWriter, record: Record) -> None:
-        stage, images = f"stage{record['stage']}", record["images"]
+    def _write(self, **event: Any) -> None:
+        assert self.writer is not None
+        self.writer.write_event(Event(wall_time=time.time(), **event))
+
+    def _summaries(self, record: Record) -> Iterator[Any]:
+        stage = f"stage{record['stage']}"
         for name, value in record.items():
             if name not in _POSITION and isinstance(value, int | float):
-                writer.add_scalar(f"{stage}/{name}", value, images)
+                yield summary.scalar(f"{stage}/{name}", value)
         if "active" in record:  # a deterministic encoder's variances are all zero
-            writer.add_histogram(f"{stage}/latent_variance", np.asarray(record["latent_variance"]), images)
+            yield summary.histogram(f"{stage}/latent_variance", np.asarray(record["latent_variance"]), bins="auto")
         grid = self.run.path / "samples" / f"{stage}-{record['epoch'] + 1:04d}.png"
         if grid.exists():
             with Image.open(grid) as picture:
-                writer.add_image(f"{stage}/samples", np.asarray(picture.convert("RGB")), images, dataformats="HWC")
+                yield summary.image(f"{stage}/samples", np.asarray(picture.convert("RGB")), dataformats="HWC")
 
 
 class Watchers:
