@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import BIN, assert_clear_error, command
 
-EPOCHS = 3
+EPOCHS = 6
 ROUNDING = 1e-3  # relative, after the last epoch; Adam amplifies it where gradients are zero, in biases before norms
 
 
@@ -125,17 +125,14 @@ def test_two_workers_train_as_one_and_the_first_keeps_the_run(
     [
         (("--devices", "3"), {}, ("multiple of 3", "Received: 16", "batch")),
         (("--devices", "3"), {"KERAS_BACKEND": "jax"}, ("multiple of 3", "Received: 16", "batch")),
-        (("--devices", "2"), {"KERAS_BACKEND": "torch"}, ("tensorflow or jax", "Received: torch")),
         ((), {"TF_CONFIG": cluster(2)[0], "KERAS_BACKEND": "jax"}, ("KERAS_BACKEND=tensorflow", "Received: jax")),
         ((), {"TF_CONFIG": "{workers"}, ("TF_CONFIG takes JSON",)),
     ],
-    ids=["tensorflow-uneven", "jax-uneven", "torch", "machines-of-jax", "broken-cluster"],
+    ids=["tensorflow-uneven", "jax-uneven", "machines-of-jax", "broken-cluster"],
 )
 def test_errors(
     more: tuple[str, ...], environment: dict[str, str], said: tuple[str, ...], pictures: Path, tmp_path: Path
 ) -> None:
-    if environment.get("KERAS_BACKEND") == "torch":
-        pytest.importorskip("torch")
     assert_clear_error(command(*words(pictures, tmp_path / "run", *more), timeout=300, **environment), *said)
 
 
