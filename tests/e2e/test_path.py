@@ -25,7 +25,7 @@ def test_train_export_serve_sample_on_celeba(shared: Callable[[str], Path], tmp_
     settings = [word for setting in SMALL for word in ("--set", setting)]
     trained = command("train-vae", "--recipe", "faces", "--data", data, "--out", run, *settings)
     assert trained.returncode == 0, trained.stderr
-    assert "1,000 pictures read" in trained.stderr
+    assert "pictures: 1,000 train; 0 broken" in trained.stderr
     exported = command("export-onnx", run, "--out", model)
     assert exported.returncode == 0, exported.stderr
     with serving("--model", model) as (address, _):
