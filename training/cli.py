@@ -77,7 +77,7 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
     metavar="N|all",
     callback=_devices,
     default="1",
-    help="GPUs that share each minibatch; several machines by TF_CONFIG.",
+    help="GPUs that share each minibatch of stage 1; several machines by TF_CONFIG.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the data, print the recipe, and stop.")
 def main(
