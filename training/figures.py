@@ -14,7 +14,8 @@ from PIL import Image
 
 from training import plots
 from training.dataset import Splits
-from training.run import Run, replacing
+from training.files import replacing
+from training.run import Run
 
 Floats = npt.NDArray[np.floating[Any]]
 Pictures = npt.NDArray[np.uint8]

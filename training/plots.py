@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from training.run import Record, replacing
+from training.files import replacing
+from training.run import Record
 from training.stage import ACTIVE_BELOW
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ from training.autoencoder import RAE, VAE, Autoencoder
 from training.balance import policy
 from training.dataset import Dataset, Splits
 from training.errors import DataError
+from training.files import write_json
 from training.recipe import Recipe
-from training.run import Record, Run, save_model, write_json
+from training.run import Record, Run, save_model
 from training.stage import Execution, Schedule, StopRequest, Watcher, latent_summary, posteriors, train
 
 GRID = 64  # samples in a grid

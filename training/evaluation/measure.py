@@ -15,8 +15,9 @@ from training.evaluation.judge import Judge, Plan
 from training.evaluation.reference import choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
+from training.files import write_json
 from training.progress import reading
-from training.run import Record, Run, write_json
+from training.run import Record, Run
 
 # What makes two records the same measurement; the rest is what it found.
 PROTOCOL = (
