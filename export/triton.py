@@ -1,0 +1,146 @@
+"""A Triton model repository from bundles, and the KServe resources that serve it.
+
+FOLDER/NAME/config.pbtxt
+FOLDER/NAME/1/model.onnx
+FOLDER-kserve.yaml         beside it: Triton takes what is in the folder for models
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from export.errors import ExportError
+from serve.bundle import Bundle
+from serve.stubs.onnx.v1 import model_pb2 as onnx
+from training.files import replacing
+
+TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
+# A queue takes half a second of work at most, so that a client hears of overload while it still cares.
+PREFERRED, LARGEST, DELAY, QUEUE = (32, 64), 256, 2000, 4096
+CONFIG = """\
+# {description}
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {largest}
+{values}
+dynamic_batching {{
+  preferred_batch_size: [ {preferred} ]
+  max_queue_delay_microseconds: {delay}
+  default_queue_policy {{ max_queue_size: {queue} }}
+}}
+# One instance on every GPU; on the CPU where there is none.
+instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
+{warm_up}
+parameters {{ key: "bundle_sha256" value {{ string_value: "{digest}" }} }}
+# On NVIDIA GPUs TensorRT is faster, takes minutes to start, and rounds otherwise than other engines:
+# optimization {{ execution_accelerators {{ gpu_execution_accelerator [ {{ name: "tensorrt" }} ] }} }}
+"""
+VALUE = '{kind} [ {{ name: "{name}" data_type: {type} dims: [ {dims} ] }} ]'
+WARM_UP = """\
+model_warmup {{
+  name: "batch{batch}"
+  batch_size: {batch}
+  inputs {{ key: "noise" value {{ data_type: TYPE_FP32 dims: [ {size} ] random_data: true }} }}
+}}"""
+SERVICE = """\
+apiVersion: serving.kserve.io/v1beta1
+kind: InferenceService
+metadata:
+  name: {service}
+  annotations:
+    balanced-vae/bundles: {names}
+spec:
+  predictor:
+    model:
+      modelFormat:
+        name: triton
+      protocolVersion: v2
+      # Where you put the repository: s3://..., gs://..., pvc://...
+      storageUri: REPLACE-ME
+      ports:
+        - name: h2c  # gRPC
+          containerPort: 8001
+          protocol: TCP
+      resources:
+        requests:
+          cpu: "2"
+          memory: 4Gi
+        limits:
+          cpu: "4"
+          memory: 8Gi
+          # nvidia.com/gpu: "1"
+"""
+
+
+def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> list[Path]:
+    """Write a model folder for each bundle, and the KServe YAML beside the repository; return what was written.
+
+    Args:
+        bundles: Models; each is served by its card's name.
+        folder: The repository; made where it is not there.
+        force: Whether to replace models of the same name.
+
+    Raises:
+        ExportError: a model is there already, or two bundles have one name.
+        OSError: it cannot be written.
+    """
+    names = [bundle.card.name for bundle in bundles]
+    check_free(folder, names, force)
+    homes = [folder / name for name in names]
+    folder.mkdir(parents=True, exist_ok=True)
+    for bundle, home in zip(bundles, homes, strict=True):
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as temporary:
+            part = Path(temporary) / home.name
+            (part / "1").mkdir(parents=True)
+            (part / "1" / "model.onnx").write_bytes(bundle.data)
+            (part / "config.pbtxt").write_text(config(bundle))
+            if home.exists():
+                shutil.rmtree(home)
+            part.rename(home)
+    resource = folder.with_name(f"{folder.name}-kserve.yaml")
+    with replacing(resource) as part:
+        part.write_text(service(folder.name, homes))
+    return [*homes, resource]
+
+
+def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
+    """Raise ExportError where models of these names cannot be written to a repository."""
+    if len(set(names)) < len(names):
+        raise ExportError(f"models of a repository need names of their own. Received: {', '.join(names)}")
+    for name in names:
+        if (folder / name).exists() and not force:
+            raise ExportError(f"{folder / name} exists; pass --force to replace it")
+
+
+def config(bundle: Bundle) -> str:
+    """Return a bundle's config.pbtxt."""
+    card, graph = bundle.card, onnx.Model.FromString(bundle.data).graph
+    values = [("input", value) for value in graph.input] + [("output", value) for value in graph.output]
+    lines = []
+    for kind, value in values:
+        tensor = value.type.tensor_type
+        dims = ", ".join(str(side.dim_value) for side in tensor.shape.dim[1:])  # Triton leaves the batch out
+        lines.append(VALUE.format(kind=kind, name=value.name, type=TYPES[tensor.elem_type], dims=dims))
+    return CONFIG.format(
+        description=f"noise, standard normal, to {'x'.join(map(str, card.image_shape))} pictures; {card.precision}",
+        name=card.name,
+        largest=LARGEST,
+        values="\n".join(lines),
+        preferred=", ".join(map(str, PREFERRED)),
+        delay=DELAY,
+        queue=QUEUE,
+        warm_up="\n".join(WARM_UP.format(batch=batch, size=card.noise_size) for batch in PREFERRED),
+        digest=bundle.digest,
+    )
+
+
+def service(name: str, homes: Sequence[Path]) -> str:
+    """Return a KServe InferenceService for a repository."""
+    # Kubernetes takes lower case letters, digits and hyphens, and begins with a letter.
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    names = ",".join(home.name for home in homes)
+    return SERVICE.format(service=plain if plain[:1].isalpha() else f"models-{plain}".rstrip("-"), names=names)

@@ -1,0 +1,84 @@
+"""A Triton model repository: what Triton's own schema reads of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from export.errors import ExportError
+from export.triton import config, service, write_repository
+from serve.bundle import Bundle, load
+from tests.conftest import assert_clear_error, command
+
+
+@pytest.fixture
+def bundle() -> Bundle:
+    return load()
+
+
+def named(bundle: Bundle, name: str) -> Bundle:
+    return dataclasses.replace(bundle, card=dataclasses.replace(bundle.card, name=name))
+
+
+def test_triton_reads_the_config(bundle: Bundle) -> None:
+    read = text_format.Parse(config(bundle), model_config_pb2.ModelConfig())
+    assert (read.name, read.backend, read.max_batch_size) == ("faces", "onnxruntime", 256)
+    assert [(each.name, each.data_type, list(each.dims)) for each in read.input] == [
+        ("noise", model_config_pb2.TYPE_FP32, [64])
+    ]
+    assert [(each.name, each.data_type, list(each.dims)) for each in read.output] == [
+        ("images", model_config_pb2.TYPE_UINT8, [64, 64, 3])
+    ]
+    batching = read.dynamic_batching
+    assert max(batching.preferred_batch_size) <= read.max_batch_size
+    assert batching.max_queue_delay_microseconds > 0
+    assert batching.default_queue_policy.max_queue_size > 0  # Triton's own default is without bound
+    assert [each.batch_size for each in read.model_warmup] == list(batching.preferred_batch_size)
+    assert list(read.model_warmup[0].inputs["noise"].dims) == [64]
+    assert read.parameters["bundle_sha256"].string_value == bundle.digest
+
+
+def test_a_repository_holds_what_the_bundles_are(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "Models_1"
+    written = write_repository([bundle, named(bundle, "other.v2")], folder, force=False)
+    assert sorted(path.name for path in folder.iterdir()) == ["faces", "other.v2"]
+    assert (folder / "faces" / "1" / "model.onnx").read_bytes() == bundle.data
+    assert written[-1] == tmp_path / "Models_1-kserve.yaml"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Models_1", "Models_1-kserve.yaml"]
+    resource = yaml.safe_load(written[-1].read_text())
+    assert resource["kind"] == "InferenceService"
+    assert resource["metadata"]["name"] == "models-1"
+    assert resource["spec"]["predictor"]["model"]["protocolVersion"] == "v2"
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("Faces", "faces"), ("64x64", "models-64x64"), ("a_b.c", "a-b-c")])
+def test_kubernetes_names(name: str, wanted: str) -> None:
+    assert yaml.safe_load(service(name, []))["metadata"]["name"] == wanted
+
+
+def test_models_are_replaced_when_told_only(bundle: Bundle, tmp_path: Path) -> None:
+    write_repository([bundle], tmp_path / "models", force=False)
+    with pytest.raises(ExportError, match="--force"):
+        write_repository([bundle], tmp_path / "models", force=False)
+    (tmp_path / "models" / "faces" / "old").touch()
+    write_repository([bundle], tmp_path / "models", force=True)
+    assert not (tmp_path / "models" / "faces" / "old").exists()
+    with pytest.raises(ExportError, match="names of their own"):
+        write_repository([bundle, bundle], tmp_path / "two", force=False)
+    assert not (tmp_path / "two").exists()
+
+
+def test_the_command_writes_one(smoke_bundle: Path, tmp_path: Path) -> None:
+    words = ["export-onnx", smoke_bundle, "--out", tmp_path / "m.onnx", "--triton-repository", tmp_path / "models"]
+    result = command(*words)
+    assert result.returncode == 0, result.stderr
+    model = tmp_path / "models" / "m" / "1" / "model.onnx"
+    assert model.read_bytes() == (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").unlink()
+    assert_clear_error(command(*words), "--force")
+    assert not (tmp_path / "m.onnx").exists()
