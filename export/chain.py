@@ -45,7 +45,9 @@ class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         return keras.KerasTensor(images.shape, dtype="uint8")
 
 
-def build(run: Run, prior: str, mode: str, draws: int = DRAWS) -> tuple[keras.Model, Normalisation]:
+def build(
+    run: Run, prior: str, mode: str, draws: int = DRAWS, with_latents: bool = False
+) -> tuple[keras.Model, Normalisation]:
     """Return noise [n, noise_size] -> images uint8 [n, side, side, channels], and its normalisation.
 
     Args:
@@ -53,6 +55,7 @@ def build(run: Run, prior: str, mode: str, draws: int = DRAWS) -> tuple[keras.Mo
         prior: One of the run's priors (`training.priors`).
         mode: Latent normalisation, of second-stage samples only: the others have the variance they were fitted to.
         draws: Samples to fit it on.
+        with_latents: Whether the latents [n, latent_dim] that the first stage decodes come out as well.
 
     Raises:
         RunError: the run is not finished, or has no such prior.
@@ -69,5 +72,6 @@ def build(run: Run, prior: str, mode: str, draws: int = DRAWS) -> tuple[keras.Mo
         known = run.diagnostics
         normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
         latents = Affine(normalisation, name="normalise")(latents)
-    source.name, decoder.name = "prior", "stage1"
-    return keras.Model(noise, Pixels(name="pixels")(decoder(latents)), name="chain"), normalisation
+    source.name, decoder.name = "stage2" if prior == "second-stage" else prior, "stage1"
+    images = Pixels(name="pixels")(decoder(latents))
+    return keras.Model(noise, [images, latents] if with_latents else images, name="chain"), normalisation

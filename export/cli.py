@@ -1,13 +1,29 @@
-"""The command `export-onnx`: a run directory to one bundle. TensorFlow is imported late."""
+"""The command `export-onnx`. TensorFlow and the rest are imported late."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+SETTINGS = {"show_default": True, "max_content_width": 100}
+
+
+class _Exporting(click.Group):
+    """A group whose command is `export` where none is named."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the command's name in front."""
+        if args and args[0] not in (*self.commands, "--version", "--help"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
 
 
 def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -16,12 +32,63 @@ def _name(context: click.Context, parameter: click.Parameter, value: str | None)
     return value
 
 
-@click.command(context_settings={"show_default": True, "max_content_width": 100})
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Say what went wrong in one line; exit with 1."""
+    try:
+        from export.errors import ExportError
+        from serve.errors import ServeError
+        from training.errors import TrainingError
+    except ImportError as error:
+        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,export]'") from None
+    try:
+        yield
+    except ImportError as error:
+        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,export]'") from None
+    except (ExportError, ServeError, TrainingError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=_Exporting, context_settings=SETTINGS)
 @click.version_option(package_name="balanced-vae")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", metavar="FILE", required=True, type=click.Path(path_type=Path), help="The .onnx to write.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
+def main() -> None:
+    """Make bundles (export, the default), look into them (inspect), compare them (diff).
+
+    \b
+    export-onnx runs/mine --out mine.onnx
+    export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
+    export-onnx inspect mine.onnx
+    export-onnx diff mine-fp32.onnx mine-int8.onnx
+    """
+
+
+@main.command(context_settings=SETTINGS)
+@click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
+# What is written
+@click.option("--out", metavar="FILE", required=True, type=FILE, help="The .onnx to write.")
+@click.option("--force", is_flag=True, help="Replace what exists.")
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(("fp32", "fp16", "int8")),
+    default=("fp32",),
+    help="fp16 for GPUs, int8 for CPUs (repeatable: FILE then gets -fp32, -int8 before its suffix).",
+)
+@click.option(
+    "--store",
+    type=click.Choice(("float32", "float16")),
+    default="float32",
+    help="How float weights are stored; float16 halves the file. Arithmetic is the precision's.",
+)
+@click.option(
+    "--triton-repository",
+    "triton",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also write a Triton model repository there, and a KServe YAML beside it.",
+)
+# What is exported
 @click.option(
     "--prior",
     type=click.Choice(("second-stage", "normal", "gaussian", "gmm")),
@@ -34,65 +101,145 @@ def _name(context: click.Context, parameter: click.Parameter, value: str | None)
     default="scalar",
     help="How second-stage latents get the aggregate posterior's variance.",
 )
+@click.option("--with-latents", is_flag=True, help="A second output, latents float32 [batch, latent_dim].")
+# What a precision may change
 @click.option(
-    "--store",
-    type=click.Choice(("float32", "float16")),
-    default="float32",
-    help="How weights are stored; float16 halves the file. Arithmetic is float32.",
+    "--limit-mean",
+    metavar="LEVELS",
+    type=click.FloatRange(0, 255),
+    default=1.0,
+    help="Mean difference from fp32's samples, in grey levels. int8 keeps layers float to stay below it.",
 )
+@click.option(
+    "--limit-fd",
+    metavar="SHARE",
+    type=click.FloatRange(0),
+    default=0.02,
+    help="Change of the Frechet distance from real pictures; needs --features and --reference.",
+)
+@click.option("--features", metavar="FILE", type=FILE, help="Extractor, as evaluate-vae takes it.")
+@click.option(
+    "--reference",
+    metavar="PATH",
+    type=click.Path(path_type=Path, exists=True),
+    help="Real pictures, as train-vae takes them.",
+)
+@click.option("--count", metavar="N", type=click.IntRange(min=1), default=10_000, help="Samples compared with fp32's.")
+# What its card says
+@click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
 @click.option("--dataset", metavar="TEXT", default="", help="For the card: what it was trained on.")
 @click.option("--licence", metavar="TEXT", default="", help="For the card: under what terms it may be used.")
 @click.option("--notes", metavar="TEXT", default="", help="For the card: anything a user should know.")
-def main(
-    run: Path,
+def export(
+    source: Path,
     out: Path,
     force: bool,
-    name: str | None,
+    precisions: tuple[str, ...],
+    store: str,
+    triton: Path | None,
     prior: str,
     normalise: str,
-    store: str,
-    dataset: str,
-    licence: str,
-    notes: str,
+    with_latents: bool,
+    limit_mean: float,
+    limit_fd: float,
+    features: Path | None,
+    reference: Path | None,
+    count: int,
+    name: str | None,
+    **told: str,
 ) -> None:
-    """Export RUN, a finished run directory, as one ONNX file: noise in, uint8 pixels out.
+    """Export RUN_OR_BUNDLE, a finished run directory or an fp32 bundle, as one ONNX file: noise in, uint8 pixels out.
 
     \b
     export-onnx runs/mine --out mine.onnx
+    export-onnx mine.onnx --out mine-int8.onnx --precision int8
 
-    The file is checked against Keras at batches 1, 7 and 64 before it takes its name.
+    Each file is checked before it takes its name: against Keras (or the bundle it is made of), in batches of 1 to
+    256, on one thread and on two, with noise of 8 sigma; other precisions than fp32 also against fp32. The report
+    is printed and kept in the file's card.
     """
-    if out.exists() and not force:
-        raise click.UsageError(f"{out} exists; pass --force to replace it")
+    precisions = tuple(dict.fromkeys(precisions))
+    outs = _outs(out, precisions)
+    for each in outs.values():
+        if each.exists() and not force:
+            raise click.UsageError(f"{each} exists; pass --force to replace it")
     if not out.absolute().parent.is_dir():
         raise click.UsageError(f"{out.parent} is not a folder; make it first")
-    if not run.is_dir():
-        raise click.UsageError(f"{run} is not a run directory; train-vae makes one")
-    name = name or _name_from(out)
+    if not source.exists():
+        raise click.UsageError(f"{source} is not a run directory, which train-vae makes, nor a bundle")
+    if source.is_file():
+        for option in ("prior", "normalise", "with_latents"):
+            if click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE:
+                flag = option.replace("_", "-")
+                raise click.UsageError(f"--{flag} is settled in a bundle; export the run to choose another")
+    if bool(features) != bool(reference):
+        raise click.UsageError("--features and --reference go together: an extractor, and pictures to measure against")
+    told["name"] = name or _name_from(out)
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise click.ClickException(
             "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
         )
-    try:
-        from export.errors import ExportError
-        from export.export import Options, export
-        from serve.errors import ServeError
-        from training.errors import TrainingError
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,export]'") from None
-    began = time.monotonic()
-    options = Options(name, prior, normalise, store, dataset, licence, notes)
-    try:
-        bundle, agreement = export(run, out, options)
-    except (ExportError, ServeError, TrainingError) as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from None
-    click.echo(f"{out}: {len(bundle.data) / 1e6:.1f} MB in {time.monotonic() - began:.1f} s, sha256 {bundle.digest}")
-    click.echo(
-        f"against Keras at batches {', '.join(map(str, agreement.batches))}: at most {agreement.worst} grey level "
-        f"apart, {agreement.mean:.2g} on average"
-    )
+    with _clear_errors():
+        from export import source as sources
+        from export.export import Limits, export, names
+        from export.triton import check_free, write_repository
+        from export.verify import describe
+
+        began = time.monotonic()
+        if triton:
+            check_free(triton, list(names(told["name"], precisions).values()), force)
+        if source.is_dir():
+            chain = sources.from_run(source, prior, normalise, with_latents, told)
+        else:
+            chain = sources.from_bundle(source, told)
+        limits = Limits(limit_mean, limit_fd, count, features, reference)
+        try:
+            bundles = export(chain, outs, store, limits, say=lambda line: click.echo(line, err=True))
+            if triton:
+                write_repository(bundles, triton, force)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from None
+    for path, bundle in zip(outs.values(), bundles, strict=True):
+        click.echo(f"{path}: {len(bundle.data) / 1e6:.1f} MB, sha256 {bundle.digest}")
+        click.echo(describe(bundle.card.verification, bundle.card.difference))
+    click.echo(f"{time.monotonic() - began:.1f} s in all")
+
+
+@main.command(context_settings=SETTINGS)
+@click.argument("file", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Say what FILE, a bundle, is: card, inputs and outputs, parameters, work per sample, operators, digest."""
+    with _clear_errors():
+        from export import inspect as bundles
+        from serve.bundle import load
+
+        facts = bundles.inspect(load(file))
+        click.echo(json.dumps(facts, indent=2) if as_json else bundles.render(facts))
+
+
+@main.command(context_settings=SETTINGS)
+@click.argument("a", type=FILE)
+@click.argument("b", type=FILE)
+@click.option("--count", metavar="N", type=click.IntRange(min=1), default=1000, help="Samples compared.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
+    """Say whether bundles A and B make the same samples, and how far they are apart.
+
+    The same: no value differs by more than one grey level. Exits with 0 where they are, 1 where they are not.
+    """
+    with _clear_errors():
+        from export.compare import between
+
+        found = between(a, b, count)
+    click.echo(json.dumps(found.to_dict()) if as_json else found.text(a.name, b.name))
+    raise SystemExit(0 if found.worst <= 1 else 1)
+
+
+def _outs(out: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
+    if len(precisions) == 1:
+        return {precisions[0]: out}
+    return {precision: out.with_name(f"{out.stem}-{precision}{out.suffix}") for precision in precisions}
 
 
 def _name_from(out: Path) -> str:

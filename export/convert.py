@@ -1,8 +1,10 @@
-"""The chain to one ONNX graph with the bundle's names, axes and card."""
+"""The chain to one ONNX graph with a bundle's names and axes.
+
+tf2onnx copies every constant in every pass, which took 70 s for 50 million weights. So it is shown weights as
+*inputs*, whose values it never sees; they become the graph's initialisers here, after it is done.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import keras
 import numpy as np
@@ -11,62 +13,66 @@ import tensorflow as tf
 import tf2onnx
 
 from export.errors import ConversionError
-from serve.bundle import Card
 
 OPSET = 18
-STORES = ("float32", "float16")
-SMALLEST = 1024  # values; tensors below this save nothing worth a Cast node
+OUTPUTS = ("images", "latents")
 
 
-def convert(chain: keras.Model, card: Card, store: str) -> bytes:
-    """Return the bundle's bytes.
+def convert(chain: keras.Model) -> ir.Model:
+    """Return the chain as ONNX, operator by operator, its weights bound.
 
     Args:
-        chain: noise [n, L] -> uint8 images.
-        card: What the bundle says of itself.
-        store: "float32", or "float16": weights take half the space and are widened as the graph is loaded;
-            the arithmetic is float32 either way.
+        chain: noise [n, L] -> images uint8, or -> (images, latents).
 
     Raises:
-        ConversionError: the converted graph has other inputs or outputs than a bundle.
+        ConversionError: the converted graph has other inputs or outputs than the chain.
     """
-    signature = [tf.TensorSpec([None, card.noise_size], tf.float32, name="noise")]
-    proto, _ = tf2onnx.convert.from_function(tf.function(chain), input_signature=signature, opset=OPSET)
-    model = ir.from_proto(proto)
-    graph = model.graph
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        names = [value.name for value in (*graph.inputs, *graph.outputs)]
-        raise ConversionError(f"expected one input and one output. Received: {', '.join(map(str, names))}")
-    graph.inputs[0].name, graph.outputs[0].name = "noise", "images"
-    graph.inputs[0].shape = ir.Shape(["batch", card.noise_size])
-    graph.outputs[0].shape = ir.Shape(["batch", *card.image_shape])
-    graph.name = card.name
-    if store == "float16":
-        store_float16(graph)
-    model.metadata_props.clear()
-    model.metadata_props.update(card.metadata())
-    # ONNX's own operators are all that is used; tf2onnx declares more.
-    for domain in [each for each in model.opset_imports if each]:
-        del model.opset_imports[domain]
-    data: bytes = ir.to_proto(model).SerializeToString()
-    return data
+    size, split = chain.input_shape[-1], len(chain.trainable_variables)
+    variables = [*chain.trainable_variables, *chain.non_trainable_variables]
+    names = {f"weight_{index}": variable for index, variable in enumerate(variables)}
+
+    def call(noise: tf.Tensor, *weights: tf.Tensor) -> list[tf.Tensor]:
+        outputs, _ = chain.stateless_call(weights[:split], weights[split:], noise, training=False)
+        return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+
+    signature = [tf.TensorSpec([None, size], tf.float32, name="noise")]
+    signature += [tf.TensorSpec(variable.shape, variable.dtype, name=name) for name, variable in names.items()]
+    function = tf.function(call, input_signature=signature)
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
+    model: ir.Model = ir.from_proto(proto)
+    _bind(model.graph, names)
+    _name(model.graph, chain)
+    return model
 
 
-def store_float16(graph: ir.Graph) -> None:
-    """Keep large float32 weights as float16, each behind a Cast that the runtime folds as it loads."""
-    for name, value in list(graph.initializers.items()):
-        tensor: Any = value.const_value
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < SMALLEST:
+def _bind(graph: ir.Graph, names: dict[str, keras.Variable]) -> None:
+    """Make initialisers of the inputs that stand for weights."""
+    for value in list(graph.inputs):
+        variable = names.get(str(value.name))
+        if variable is None:
             continue
-        halves = tensor.numpy().astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise ConversionError(f"{name} has values beyond float16's range; use --store float32")
-        small = ir.Value(name=f"{name}_float16", const_value=ir.tensor(halves, name=f"{name}_float16"))
-        small.shape, small.type = value.shape, ir.TensorType(ir.DataType.FLOAT16)
-        cast = ir.node("Cast", [small], {"to": int(ir.DataType.FLOAT)}, name=f"{name}_widen")
-        cast.outputs[0].shape, cast.outputs[0].type = value.shape, value.type
-        ir.convenience.replace_all_uses_with(value, cast.outputs[0])
-        del graph.initializers[name]
-        cast.outputs[0].name = name
-        graph.register_initializer(small)
-        graph.insert_before(graph[0], cast)
+        graph.inputs.remove(value)
+        array = np.asarray(keras.ops.convert_to_numpy(variable))
+        value.const_value = ir.tensor(array, name=value.name)
+        graph.register_initializer(value)
+
+
+def _name(graph: ir.Graph, chain: keras.Model) -> None:
+    """Give the inputs, outputs and axes a bundle's names, and nodes those of the layers that they come from."""
+    outputs = chain.output if isinstance(chain.output, list | tuple) else [chain.output]
+    if [value.name for value in graph.inputs] != ["noise"] or len(graph.outputs) != len(outputs):
+        received = [str(value.name) for value in (*graph.inputs, *graph.outputs)]
+        raise ConversionError(f"expected the input noise and {len(outputs)} outputs. Received: {', '.join(received)}")
+    graph.inputs[0].shape = ir.Shape(["batch", chain.input_shape[-1]])
+    for value, tensor, name in zip(graph.outputs, outputs, OUTPUTS, strict=False):
+        value.name, value.shape = name, ir.Shape(["batch", *tensor.shape[1:]])
+    layers = {layer.name for layer in chain._flatten_layers()}
+    for node in graph:
+        parts = [_layer(part, layers) for part in str(node.name).split("/")]
+        node.name = "/".join(part for part in parts if part in layers) or parts[0]
+
+
+def _layer(part: str, layers: set[str]) -> str:
+    """Return a layer's name without the number that Keras adds where it is called again."""
+    plain, _, number = part.rpartition("_")
+    return plain if part not in layers and number.isdigit() else part

@@ -10,4 +10,8 @@ class ConversionError(ExportError):
 
 
 class VerificationError(ExportError):
-    """The written graph does not compute what Keras computes. The file is not kept."""
+    """The graph does not compute what it should, or not always the same. Nothing is written."""
+
+
+class LimitError(ExportError):
+    """A precision's samples are further from fp32's than the limits allow. Nothing is written."""

@@ -1,65 +1,122 @@
-"""From a run directory to a verified bundle on disk."""
+"""From a run directory, or an fp32 bundle, to verified bundles on disk: all of them, or none."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from export.chain import build
-from export.convert import OPSET, convert
-from export.verify import Agreement, verify
-from serve.bundle import Bundle, Card, check
-from training.run import Run, replacing
+import onnx_ir as ir
+
+from export.choose import choose
+from export.compare import Difference, Distance, compare
+from export.errors import LimitError
+from export.half import halve
+from export.pack import pack
+from export.passes import optimise
+from export.session import Graph
+from export.source import Source
+from export.verify import verify
+from serve.bundle import Bundle
+from training.files import replacing
+
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
-class Options:
-    """What to export and what the card says; the command's options of the same names."""
+class Limits:
+    """How far a precision's samples may be from fp32's.
 
-    name: str
-    prior: str = "second-stage"
-    normalise: str = "scalar"
-    store: str = "float32"
-    dataset: str = ""
-    licence: str = ""
-    notes: str = ""
+    Attributes:
+        mean: Of the difference, in grey levels.
+        shift: Of the Frechet distance from real pictures, relative to fp32's.
+        count: Samples compared.
+        features: An extractor's file, and
+        pictures: real pictures, where the distance is to be measured.
+    """
+
+    mean: float = 1.0
+    shift: float = 0.02
+    count: int = 10_000
+    features: Path | None = None
+    pictures: Path | None = None
 
 
-def export(run_path: Path, out: Path, options: Options) -> tuple[Bundle, Agreement]:
-    """Write a bundle; nothing is left behind unless it passed verification.
+def export(
+    source: Source,
+    outs: Mapping[str, Path],
+    store: str = "float32",
+    limits: Limits = Limits(),
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Bundle]:
+    """Write a bundle for each precision; nothing is written unless all have passed verification.
+
+    Args:
+        source: What to export.
+        outs: Files to write, by precision.
+        store: What float weights are stored in.
+        limits: Of what precisions may change.
+        say: Told what is being done, a line at a time.
 
     Raises:
-        RunError: the run is not finished or cannot be read.
         ConversionError: the graph is not a bundle's.
-        VerificationError: the graph computes something else than Keras.
+        VerificationError: a graph computes something else than it should.
+        LimitError: a precision's samples are too far from fp32's.
+        DataError: of the extractor or the real pictures.
     """
-    run = Run(run_path)
-    recipe = run.recipe
-    chain, normalisation = build(run, options.prior, options.normalise)
-    card = Card(
-        name=options.name,
-        image_shape=(recipe.side, recipe.side, recipe.channels),
-        noise_size=chain.input_shape[-1],
-        latent_size=recipe.latent_dim,
-        prior=options.prior,
-        normalisation=normalisation.card(),
-        precision=f"float32, weights stored as {options.store}",
-        recipe=recipe.to_dict(),
-        dataset={"description": options.dataset, **run.config["data"]},
-        licence=options.licence,
-        notes=options.notes,
-        # A row for each latent is for the run directory, not for every copy of the model.
-        metrics=[{key: value for key, value in each.items() if key != "per_latent"} for each in run.metrics],
-        producers={
-            "opset": str(OPSET),
-            **{package: version(package) for package in ("balanced-vae", "keras", "tensorflow", "tf2onnx", "onnx-ir")},
-        },
-    )
-    data = convert(chain, card, options.store)
-    bundle = Bundle(data, check(data), hashlib.sha256(data).hexdigest())
-    agreement = verify(chain, bundle)
-    with replacing(out) as part:
-        part.write_bytes(data)
-    return bundle, agreement
+    model = source.model.clone()
+    optimise(model)
+    exact = Graph(model)
+    distance = None
+    if limits.features and limits.pictures:
+        distance = Distance(limits.features, limits.pictures, source.card, limits.count)
+    bundles = {}
+    for precision in outs:
+        name = names(source.card.name, list(outs))[precision]
+        card = dataclasses.replace(source.card, name=name, precision=precision, store=store)
+        graph = model
+        if precision != "fp32":
+            say(f"{precision}: comparing {limits.count:,} samples with fp32's")
+            graph, chosen = _rounded(model, precision, limits)
+            bundle = pack(graph, card)
+            found = compare(exact, Graph(bundle.data), card.noise_size, limits.count, distance)
+            _check(found, precision, limits)
+            card = dataclasses.replace(card, difference={"from": "fp32", **found.to_dict(), **chosen})
+        bundle = pack(graph, card)
+        report = verify(bundle, source.original, source.what)
+        bundles[precision] = pack(graph, dataclasses.replace(card, verification=report))
+    with ExitStack() as stack:
+        # All are written before any takes its name.
+        parts = {precision: stack.enter_context(replacing(out)) for precision, out in outs.items()}
+        for precision, part in parts.items():
+            part.write_bytes(bundles[precision].data)
+    return list(bundles.values())
+
+
+def names(name: str, precisions: Sequence[str]) -> dict[str, str]:
+    """Return what bundles are called, by precision: by their precision too, where there are several."""
+    return {each: name if len(precisions) == 1 else f"{name}-{each}" for each in precisions}
+
+
+def _rounded(model: ir.Model, precision: str, limits: Limits) -> tuple[ir.Model, dict[str, Any]]:
+    """Return a model in another precision, and what its card says of how."""
+    if precision == "fp16":
+        return halve(model), {}
+    rounded, floats = choose(model, limits.mean)
+    return rounded, {"float_layers": floats}
+
+
+def _check(found: Difference, precision: str, limits: Limits) -> None:
+    if found.mean > limits.mean:
+        raise LimitError(
+            f"{precision} samples are {found.mean:.2f} grey levels from fp32's on average (at most {limits.mean:g}); "
+            "nothing was written; raise --limit-mean if that is no harm"
+        )
+    if found.shift is not None and abs(found.shift) > limits.shift:
+        raise LimitError(
+            f"{precision} moves the Frechet distance from real pictures by {found.shift:+.1%} (at most "
+            f"{limits.shift:.1%}); nothing was written; raise --limit-fd if that is no harm"
+        )

@@ -6,6 +6,7 @@ exactly the input, output and card below.
 
     input   noise   float32 [batch, noise_size], standard normal
     output  images  uint8   [batch, height, width, channels]
+    output  latents float32 [batch, latent_size], where it was exported so
     metadata_props  balancedvae.schema, balancedvae.card (JSON)
 """
 
@@ -26,7 +27,11 @@ from serve.stubs.onnx.v1 import model_pb2 as onnx
 SCHEMA = 1
 SCHEMA_KEY = "balancedvae.schema"
 CARD_KEY = "balancedvae.card"
-DEFAULT = Path(__file__).parent / "bundles" / "faces.onnx"
+EMBEDDED = {  # the same faces in two precisions
+    "fp32": Path(__file__).parent / "bundles" / "faces.onnx",
+    "int8": Path(__file__).parent / "bundles" / "faces-int8.onnx",
+}
+DEFAULT = EMBEDDED["fp32"]
 MOST_BYTES = 2**31 - 1  # protobuf's own limit
 FLOAT, UINT8 = 1, 2  # ONNX's element types
 EXTERNAL = 1  # ONNX's data location
@@ -43,12 +48,15 @@ class Card:
         latent_size: Values of the first stage's latent.
         prior: What maps noise to latents: "second-stage", or "normal" where the noise is the latent.
         normalisation: Mode of the latent normalisation and how it was fitted.
-        precision: How the graph computes and stores its weights.
+        precision: What the graph computes in: "fp32"; "fp16", pictures in float16; "int8", layers in 8 bits.
         recipe: The training recipe as run.
         dataset: What it was trained on: count, digest, and as far as told name and licence.
         licence: Under what terms the weights may be used.
         notes: Anything a user should know, in prose.
         metrics: Measurements, each with its protocol.
+        store: What float weights are stored in: "float32" or "float16".
+        difference: Of a precision's samples from fp32's: grey levels, distances, and over how many samples.
+        verification: What was checked of the file before it was written, and what came out.
         producers: Versions of what made the file.
     """
 
@@ -65,6 +73,9 @@ class Card:
     notes: str = ""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     producers: dict[str, str] = field(default_factory=dict)
+    store: str = "float32"
+    difference: dict[str, Any] = field(default_factory=dict)
+    verification: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the card as JSON."""
@@ -146,8 +157,9 @@ def check(data: bytes) -> Card:
         schema = properties[SCHEMA_KEY][:20]
         raise BundleError(f"its schema is {schema} and this version reads {SCHEMA}; export it again, or upgrade")
     card = Card.from_json(properties.get(CARD_KEY, ""))
-    _check_signature(model.graph.input, "input", "noise", FLOAT, (card.noise_size,))
-    _check_signature(model.graph.output, "output", "images", UINT8, card.image_shape)
+    _check_values("input", model.graph.input, [("noise", FLOAT, (card.noise_size,))])
+    images, latents = ("images", UINT8, card.image_shape), ("latents", FLOAT, (card.latent_size,))
+    _check_values("output", model.graph.output, [images, latents][: max(1, len(model.graph.output))])
     return card
 
 
@@ -167,11 +179,13 @@ def _check_contained(model: onnx.Model) -> None:
         raise BundleError("it keeps weights in other files (external data); a bundle is one file")
 
 
-def _check_signature(values: Any, kind: str, name: str, element: int, shape: tuple[int, ...]) -> None:
-    wanted = f"exactly one {kind}, {name} [batch, {', '.join(map(str, shape))}]"
-    if [value.name for value in values] != [name]:
-        raise BundleError(f"it should have {wanted}. Received: {[value.name for value in values]}")
-    tensor = values[0].type.tensor_type
-    sizes = tuple(dimension.dim_value for dimension in tensor.shape.dim)
-    if tensor.elem_type != element or sizes[1:] != tuple(shape) or sizes[0] != 0:
-        raise BundleError(f"it should have {wanted}. Received: shape {list(sizes)}, element type {tensor.elem_type}")
+def _check_values(kind: str, values: Any, wanted: list[tuple[str, int, tuple[int, ...]]]) -> None:
+    text = " and ".join(f"{name} [batch, {', '.join(map(str, shape))}]" for name, _, shape in wanted)
+    if [value.name for value in values] != [name for name, _, _ in wanted]:
+        raise BundleError(f"its {kind} should be {text}. Received: {[value.name for value in values]}")
+    for value, (_, element, shape) in zip(values, wanted, strict=True):
+        tensor = value.type.tensor_type
+        sizes = tuple(dimension.dim_value for dimension in tensor.shape.dim)
+        if tensor.elem_type != element or sizes[1:] != tuple(shape) or sizes[0] != 0:
+            received = f"shape {list(sizes)}, element type {tensor.elem_type}"
+            raise BundleError(f"its {kind} should be {text}. Received: {received}")

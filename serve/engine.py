@@ -55,9 +55,9 @@ class Engine:
         self.digest = bundle.digest
         if device not in DEVICES:
             raise EngineError(f"device must be one of {', '.join(DEVICES)}. Received: {device!r}")
-        runtime = _runtime()
+        onnxruntime = runtime()
         for self.device in DEVICES[1:] if device == "auto" else (device,):
-            self._session = _open(runtime, bundle.data, self.device, threads)
+            self._session = _open(onnxruntime, bundle.data, self.device, threads)
             if self._session is not None:
                 break
         else:
@@ -123,7 +123,7 @@ class Engine:
         return agreed
 
 
-def _runtime() -> Any:
+def runtime() -> Any:
     """Import ONNX Runtime, its telemetry off."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:

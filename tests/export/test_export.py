@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,13 +12,20 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
-from export.chain import Affine, build
+from export.chain import build
 from export.convert import convert
-from export.errors import VerificationError
+from export.errors import LimitError, VerificationError
+from export.export import Limits, export
+from export.pack import pack
+from export.passes import optimise
+from export.passes.graph import constant
+from export.session import Graph
+from export.source import Source, from_bundle, from_run
 from export.verify import verify
-from serve.bundle import Bundle, check, load
+from serve.bundle import Card, load
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
@@ -46,22 +54,40 @@ def test_one_input_one_output_and_a_card(smoke_bundle: Path) -> None:
     assert card.normalisation["draws"] == 100_000
     assert card.recipe["name"] == "smoke"
     assert card.dataset["count"] == 48
+    assert (card.precision, card.store, card.difference) == ("fp32", "float32", {})
+    report = card.verification
+    assert set(report["agreement"]) == {"1", "7", "64", "256"}
+    assert all(each["max"] <= 1 for each in report["agreement"].values())
+    assert {7, 64, 256} <= set(report["same_bytes_in_batches"])
+
+
+def test_every_layer_is_found_by_its_name_and_nothing_is_left_over(smoke_bundle: Path) -> None:
+    graph = onnx.load(smoke_bundle).graph
+    names = {node.name for node in graph.node}
+    assert {"stage2/dense_0", "stage2/latents", "stage1/up8", "stage1/scale16_0_0_conv", "stage1/pixels"} <= names
+    kinds = [node.op_type for node in graph.node]
+    # What the passes leave of normalisation, layout and rounding.
+    assert kinds.count("Transpose") == 1
+    assert not {"MatMul", "Mul", "Round", "Cast", "Identity"} & set(kinds)
+    assert kinds[-2:] == ["QuantizeLinear", "Transpose"]
+    read = {name for node in graph.node for name in node.input}
+    assert {each.name for each in graph.initializer} <= read
 
 
 @pytest.mark.parametrize("prior", ["second-stage", "normal"])
 @pytest.mark.parametrize("mode", ["none", "per-dimension"])
-def test_the_graph_computes_what_the_run_does(smoke_run: Path, smoke_bundle: Path, prior: str, mode: str) -> None:
+def test_the_graph_computes_what_the_run_does(smoke_run: Path, prior: str, mode: str) -> None:
     """Against the networks called by hand, not through the chain that was exported."""
     run = Run(smoke_run)
     chain, constants = build(run, prior, mode, draws=5000)
-    data = convert(chain, load(smoke_bundle).card, "float32")
+    model = convert(chain)
+    optimise(model)
     noise = draw(5, 0, 20, 8)
     latents = noise
     if prior == "second-stage":
         latents = np.asarray(run.load_networks(2).get_layer("decoder")(noise)) * constants.scale + constants.shift
     wanted = np.round(np.asarray(run.load_networks(1).get_layer("decoder")(latents)) * 255)
-    images = Engine(Bundle(data, check(data), ""), device="cpu").run(noise)
-    assert np.abs(images.astype(int) - wanted).max() <= 1
+    assert np.abs(Graph(model)(noise).astype(int) - wanted).max() <= 1
 
 
 def test_normalisation_gives_samples_the_aggregates_moments() -> None:
@@ -91,12 +117,137 @@ def test_weights_stored_as_float16_are_half_the_file(smoke_run: Path, smoke_bund
     assert np.abs(images[0] - images[1]).max() <= 1
 
 
-def test_a_graph_that_computes_something_else_is_refused(smoke_run: Path, smoke_bundle: Path) -> None:
-    chain, constants = build(Run(smoke_run), "second-stage", "scalar", draws=1000)
-    affine = next(layer for layer in chain.layers if isinstance(layer, Affine))
-    affine.scale.assign(constants.scale * 3 + 1)
+def test_latents_come_out_beside_images(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
+    source = from_run(smoke_run, "second-stage", "scalar", True, {"name": "both"})
+    (bundle,) = export(source, {"fp32": tmp_path / "both.onnx"})
+    outputs = [
+        (value.name, value.type.tensor_type.elem_type) for value in onnx.load(tmp_path / "both.onnx").graph.output
+    ]
+    assert outputs == [("images", onnx.TensorProto.UINT8), ("latents", onnx.TensorProto.FLOAT)]
+    # The engine takes it as any other, and its pictures are the same.
+    images = Engine(bundle, device="cpu").sample(3, 0, 20)
+    assert np.abs(images.astype(int) - Engine(load(smoke_bundle), device="cpu").sample(3, 0, 20)).max() <= 1
+
+
+@pytest.fixture
+def source(smoke_bundle: Path) -> Source:
+    return from_bundle(smoke_bundle, {"name": "again"})
+
+
+def test_a_graph_that_computes_something_else_is_refused(source: Source, tmp_path: Path) -> None:
+    other = dataclasses.replace(source, original=lambda noise: 255 - source.original(noise))
     with pytest.raises(VerificationError, match="grey levels"):
-        verify(chain, load(smoke_bundle))
+        export(other, {"fp32": tmp_path / "x.onnx"})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_overflows_is_refused(source: Source) -> None:
+    """Noise beyond what the usual samples hold has to give numbers too."""
+    optimise(source.model)
+    first = next(node for node in source.model.graph if node.op_type == "Gemm")
+    kernel = constant(first.inputs[1])
+    assert kernel is not None
+    huge = kernel.copy()
+    huge[0] = np.where(huge[0] > 0, 3e37, -3e37)
+    first.inputs[1].const_value = ir.tensor(huge)  # type: ignore[union-attr]
+    graph = Graph(source.model)
+    with pytest.raises(VerificationError, match="8 sigma"):
+        verify(pack(source.model, source.card), graph, "itself")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precisions_are_measured_against_fp32(source: Source, tmp_path: Path, precision: str) -> None:
+    outs = {"fp32": tmp_path / "fp32.onnx", precision: tmp_path / "other.onnx"}
+    export(source, outs, limits=Limits(count=300, mean=1.0))
+    cards: list[Card] = [load(path).card for path in outs.values()]
+    assert [card.name for card in cards] == ["again-fp32", f"again-{precision}"]
+    found = cards[1].difference
+    pictures = [Engine(load(path), device="cpu").sample(1, 0, 300).astype(int) for path in outs.values()]
+    apart = np.abs(pictures[0] - pictures[1])
+    assert found["from"] == "fp32"
+    assert found["samples"] == 300
+    assert 0 < found["mean"] <= 1.0
+    assert found["mean"] == pytest.approx(apart.mean(), rel=0.05)
+    assert found["worst"] >= apart.max() - 1
+    kinds = {node.op_type for node in onnx.load(outs[precision]).graph.node}
+    assert ("QuantizeLinear" in kinds and "DequantizeLinear" in kinds) if precision == "int8" else "Cast" in kinds
+
+
+def test_int8_keeps_layers_float_to_stay_within_the_limit(source: Source, tmp_path: Path) -> None:
+    cards = []
+    for limit in (255.0, 0.1):
+        out = tmp_path / f"{limit}.onnx"
+        export(source, {"int8": out}, limits=Limits(count=200, mean=limit))
+        cards.append(load(out).card)
+    loose, tight = (card.difference for card in cards)
+    assert loose["float_layers"] == []
+    assert len(tight["float_layers"]) > 0
+    assert tight["mean"] <= 0.1 < loose["mean"]
+
+
+def test_beyond_the_limits_nothing_is_written(source: Source, tmp_path: Path) -> None:
+    with pytest.raises(LimitError, match="--limit-mean"):
+        export(source, {"fp32": tmp_path / "a.onnx", "int8": tmp_path / "b.onnx"}, limits=Limits(count=50, mean=1e-6))
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_samples_do_not_depend_on_the_processor(source: Source, tmp_path: Path) -> None:
+    """Two products of a weight and an activation have to fit into 16 bits, where x86 without VNNI adds them."""
+    export(source, {"int8": tmp_path / "x.onnx"}, limits=Limits(count=50, mean=255))
+    model = ir.load(tmp_path / "x.onnx")
+    weights = [
+        value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None
+    ]
+    eights = [array for array in weights if array.dtype == np.int8 and array.ndim > 1]
+    assert len(eights) > 5
+    assert max(np.abs(array.astype(int)).max() for array in eights) * 2 * 255 < 2**15
+
+
+@pytest.fixture
+def tiny_extractor(tmp_path: Path) -> Path:
+    """The mean colour of a picture."""
+    text = """<ir_version: 10, opset_import: ["": 18]> mean (uint8[n,h,w,3] images) => (float[n,3] features) {
+        axes = Constant<value = int64[2] {1, 2}>()
+        wide = Cast<to = 1>(images)
+        features = ReduceMean<keepdims = 0>(wide, axes)
+    }"""
+    path = tmp_path / "extractor" / "mean.onnx"
+    path.parent.mkdir()
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+def test_the_frechet_distance_is_kept_within_its_limit(
+    source: Source, pictures: Path, tmp_path: Path, tiny_extractor: Path
+) -> None:
+    limits = Limits(count=300, mean=255, shift=1e9, features=tiny_extractor, pictures=pictures)
+    export(source, {"int8": tmp_path / "x.onnx"}, limits=limits)
+    found = load(tmp_path / "x.onnx").card.difference
+    assert found["distance"] > 0
+    assert abs(found["shift"]) < 1
+    strict = dataclasses.replace(limits, shift=0.0)
+    with pytest.raises(LimitError, match="--limit-fd"):
+        export(source, {"int8": tmp_path / "y.onnx"}, limits=strict)
+
+
+def test_the_same_run_gives_the_same_bytes(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "smoke.onnx"
+    assert command("export-onnx", smoke_run, "--out", out).returncode == 0
+    assert load(out).digest == load(smoke_bundle).digest
+
+
+def test_diff_says_how_far_apart(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
+    result = command("export-onnx", "diff", smoke_bundle, smoke_bundle, "--count", 50)
+    assert result.returncode == 0
+    assert "byte for byte" in result.stdout
+    other = tmp_path / "other.onnx"
+    assert command("export-onnx", smoke_run, "--out", other, "--normalise", "none").returncode == 0
+    result = command("export-onnx", "diff", smoke_bundle, other, "--count", 50, "--json")
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert found["worst"] > 1
+    assert found["samples"] == 50
+    assert_clear_error(command("export-onnx", "diff", smoke_bundle, smoke_run / "config.json"), "not a model of ours")
 
 
 def test_a_normalisations_card() -> None:
@@ -122,4 +273,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(smoke_run: Path, smoke_bundle:
     config["recipe"]["new_setting"] = 1
     (broken / "config.json").write_text(json.dumps(config))
     assert_clear_error(command("export-onnx", broken, "--out", out), "another version", "new_setting")
+    several = command("export-onnx", smoke_bundle, "--out", out, "--precision", "int8", "--prior", "normal")
+    assert_clear_error(several, "--prior is settled in a bundle", code=2)
+    assert_clear_error(command("export-onnx", smoke_run, "--out", out, "--features", out), "--reference", code=2)
+    assert_clear_error(command("export-onnx", broken / "config.json", "--out", out), "not a model of ours")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]

@@ -1,0 +1,231 @@
+"""The exporter against tf2onnx as it comes: seconds, memory, size, and the speed of what they write.
+
+python benchmarks/export.py                                   CelebA's chain, 50 million weights
+python benchmarks/export.py --recipe faces --batch 32 --device cpu --device openvino
+
+Each conversion runs in a process of its own, for its peak memory. Graphs are timed in one interleaved run, whose
+medians are told. Weights are random: speed does not depend on them, but int8's error does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+WAYS = ("naive", "ours")
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option("--recipe", default="celeba", show_default=True)
+@click.option("--batch", "batches", multiple=True, type=int, default=(64, 100), show_default=True)
+@click.option("--device", "devices", multiple=True, default=("cpu", "openvino"), show_default=True)
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--keep", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep the models there.")
+def main(
+    context: click.Context,
+    recipe: str,
+    batches: tuple[int, ...],
+    devices: tuple[str, ...],
+    rounds: int,
+    keep: Path | None,
+) -> None:
+    """Print the tables of docs/export.md."""
+    if context.invoked_subcommand:
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        told = {way: _child(way, recipe, folder) for way in WAYS}
+        print(f"{'':10}{'seconds':>9}{'peak MB':>9}{'nodes':>7}{'MB':>7}   of which")
+        for way, facts in told.items():
+            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["parts"].items())
+            seconds = sum(facts["parts"].values())
+            print(f"{way:10}{seconds:9.1f}{facts['peak']:9,.0f}{facts['nodes']:7}{facts['size']:7.1f}   {parts}")
+        from serve.noise import draw
+
+        print(f"int8 from fp32: {told['ours']['difference']}")
+        paths = {path.stem: path for path in sorted(folder.glob("*.onnx"), key=lambda path: path.stem != "naive")}
+        for device in devices:
+            sessions = {name: _open(path, device) for name, path in paths.items()}
+            if None in sessions.values():
+                print(f"{device}: no such device here")
+                continue
+            for batch in batches:
+                noise = draw(0, 0, batch, told["ours"]["noise"])
+                runs = {name: partial(each.run, ["images"], {"noise": noise}) for name, each in sessions.items()}
+                _print_speeds(f"{device}, batches of {batch}", runs, batch, rounds)
+
+
+@main.command()
+@click.argument("way", type=click.Choice(WAYS))
+@click.argument("recipe")
+@click.argument("folder", type=click.Path(path_type=Path))
+def convert(way: str, recipe: str, folder: Path) -> None:
+    """Convert in this process; print what it took as JSON."""
+    chain = build(recipe)
+    parts: dict[str, float] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        value = run()
+        parts[name] = time.perf_counter() - began
+        return value
+
+    facts = (_naive if way == "naive" else _ours)(chain, folder, timed)
+    facts["parts"] = {name: seconds for name, seconds in parts.items() if not name.startswith("(")}
+    print(json.dumps(facts))
+
+
+def build(name: str) -> Any:
+    """Return a recipe's chain, untrained, with statistics for batch normalisation that are not 0 and 1."""
+    import keras
+    import numpy as np
+
+    from export.chain import Affine, Pixels
+    from training.networks import image_decoder, latent_decoder
+    from training.normalise import Normalisation
+    from training.recipes import RECIPES
+
+    recipe = RECIPES[name]()
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    first, second = image_decoder(recipe), latent_decoder(recipe)
+    for variable in (*first.variables, *second.variables):
+        if variable.name in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif variable.name in ("beta", "moving_mean", "bias"):
+            variable.assign(rng.normal(0, 0.1, variable.shape))
+    first.name, second.name = "stage1", "stage2"
+    size = recipe.latent_dim
+    constants = Normalisation("scalar", np.full(size, 1.1, np.float32), np.zeros(size, np.float32), 1)
+    noise = keras.Input((size,), name="noise")
+    images = Pixels(name="pixels")(first(Affine(constants, name="normalise")(second(noise))))
+    return keras.Model(noise, images, name="chain")
+
+
+def _naive(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]:
+    """tf2onnx as its documentation has it: the model as a function of its input."""
+    import tensorflow as tf
+    import tf2onnx
+
+    signature = [tf.TensorSpec([None, chain.input_shape[-1]], tf.float32, name="noise")]
+    proto, _ = timed("tf2onnx", lambda: tf2onnx.convert.from_function(tf.function(chain), signature, opset=18))
+    proto.graph.output[0].name, proto.graph.node[-1].output[0] = "images", "images"
+    path = folder / "naive.onnx"
+    timed("write", lambda: path.write_bytes(proto.SerializeToString()))
+    return {"peak": _peak(), "nodes": len(proto.graph.node), "size": path.stat().st_size / 1e6}
+
+
+def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]:
+    import numpy as np
+
+    from export.choose import choose
+    from export.compare import compare
+    from export.convert import convert as convert_chain
+    from export.passes import optimise
+    from export.passes.blocks import split_rows
+    from export.session import Graph
+    from serve.bundle import Card
+
+    model = timed("tf2onnx", lambda: convert_chain(chain))
+    timed("passes", lambda: optimise(model))
+    size = chain.input_shape[-1]
+    card = Card("bench", chain.output_shape[1:], size, size, "second-stage", {"mode": "scalar"}, "fp32", {})
+    path = folder / "fp32.onnx"
+
+    def write(name: str, graph: Any) -> None:
+        from export.pack import pack
+
+        (folder / f"{name}.onnx").write_bytes(pack(graph, card).data)
+
+    timed("write", lambda: write("fp32", model))
+    facts = {"peak": _peak(), "nodes": len(model.graph), "size": path.stat().st_size / 1e6, "noise": size}
+    # What was tried for float32 and did not win, and int8.
+    for name, block in (("fp32, branches joined", join_branches), ("fp32, rows split", split_rows)):
+        other = model.clone()
+        optimise(other, [block])
+        write(name, other)
+    rounded, floats = choose(model, 1.0)
+    write("int8", rounded)
+    found = compare(Graph(model), Graph(rounded), size, 256)
+    facts["difference"] = f"{found.mean:.3f} grey levels on average, {found.worst} at most; {len(floats)} layers float"
+    assert np.isfinite(found.mean)
+    return facts
+
+
+def join_branches(graph: Any) -> int:
+    """Make the sum of two convolutions one convolution of both inputs, side by side.
+
+    The residual block's last convolution and its shortcut. It was tried and lost: see docs/export.md.
+    """
+    import numpy as np
+
+    from export.passes.graph import add, constants, producer, replace, weight
+
+    joined = 0
+    for node in list(graph):
+        first, second = (
+            (producer(value, "Conv") for value in node.inputs[:2]) if node.op_type == "Add" else (None, None)
+        )
+        one, two = (constants(each, 1, 2) if each is not None else None for each in (first, second))
+        if first is None or second is None or one is None or two is None:
+            continue
+        both = add(node, "Concat", [first.inputs[0], second.inputs[0]], f"{node.name}/both", axis=1)
+        kernel = weight(graph, np.concatenate([one[0], two[0]], axis=1), f"{first.name}/weight")
+        bias = weight(graph, one[1] + two[1], f"{first.name}/bias")
+        replace(node, "Conv", [both, kernel, bias], first.attributes, name=first.name)
+        joined += 1
+    return joined
+
+
+def _child(way: str, recipe: str, folder: Path) -> dict[str, Any]:
+    words = [sys.executable, __file__, "convert", way, recipe, str(folder)]
+    result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return facts
+
+
+def _open(path: Path, device: str) -> Any:
+    """Return a session as the engine opens it, or None where there is no such device."""
+    from serve import engine
+
+    return engine._open(engine.runtime(), path.read_bytes(), device, 0)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _print_speeds(title: str, runs: dict[str, Callable[[], Any]], batch: int, rounds: int) -> None:
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - began)
+    print(f"\n{title}, median of {rounds}")
+    slow = statistics.median(seconds["naive"])
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        print(f"  {name:24}{batch / middle:8.1f} images/s{slow / middle:7.2f} x naive")
+
+
+if __name__ == "__main__":
+    main()

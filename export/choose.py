@@ -1,0 +1,72 @@
+"""Which layers compute in int8: as much of the work as the pictures can bear, by measured error.
+
+Each layer alone is rounded, and the pictures compared. The errors of layers are nearly independent, so that their
+squares add: layers are taken in the order of squared error for the work they save, until the sum reaches the aim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from export.errors import LimitError
+from export.passes.graph import constant, noise_size
+from export.quantise import SEED, calibrate, candidates, quantise
+from export.session import Graph
+from serve.noise import draw
+
+ALONE, TOGETHER = 64, 256  # samples that a layer alone is judged by, and the choice
+AIM = 0.9  # of the limit, as the samples that are compared in the end are others
+READ = 64  # multiplications that it takes as long to read a weight
+
+
+def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
+    """Return a model with layers in int8, and the names of those that stay float.
+
+    Args:
+        model: float32, optimised.
+        limit: Mean difference of its pictures in grey levels.
+
+    Raises:
+        LimitError: not even one layer can be in int8.
+    """
+    ranges, layers = calibrate(model), candidates(model.graph)
+    noise = draw(SEED, 2**32, TOGETHER, noise_size(model.graph))
+    wanted = Graph(model)(noise).astype(np.int16)
+
+    def error(names: Collection[str], samples: int = TOGETHER) -> float:
+        images = Graph(quantise(model, ranges, names))(noise[:samples])
+        return float(np.abs(images - wanted[:samples]).mean())
+
+    names = [str(node.name) for node in layers]
+    if error(names) > AIM * limit:
+        none = error([], ALONE) ** 2  # what keeping weights in bytes costs
+        squares = {name: max(error([name], ALONE) ** 2 - none, 0.0) for name in names}
+        work = {str(node.name): _work(node) for node in layers}
+        order = sorted(names, key=lambda name: squares[name] / work[name])
+        sums = none + np.cumsum([squares[name] for name in order])
+        start = int(np.searchsorted(sums, (AIM * limit) ** 2))
+        names = order[:start]
+        while names and error(names) > AIM * limit:
+            names.pop()
+        # Not quite independent: a few more may fit.
+        for name in order[start:]:
+            if squares[name] <= (AIM * limit) ** 2 and error([*names, name]) <= AIM * limit:
+                names.append(name)
+    if not names:
+        raise LimitError(f"no layer can be int8 within a mean of {limit:g} grey levels; raise --limit-mean")
+    return quantise(model, ranges, names), [str(node.name) for node in layers if node.name not in names]
+
+
+def _work(node: ir.Node) -> int:
+    """Return a layer's multiplications per sample, and what its weights cost to read."""
+    kernel = constant(node.inputs[1])
+    # A convolution's kernel meets every place of its output, a transposed one's every place of its input.
+    value = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    assert kernel is not None
+    assert value is not None
+    sides = [side for side in list(value.shape or [])[2:] if isinstance(side, int)]
+    return kernel.size * (prod(sides) + READ)
