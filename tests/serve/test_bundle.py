@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from serve.bundle import CARD_KEY, DEFAULT, SCHEMA_KEY, check, load
+from serve.bundle import CARD_KEY, EMBEDDED, SCHEMA_KEY, check, load
 from serve.errors import BundleError
 from tests.conftest import assert_clear_error, command
 
@@ -57,6 +57,10 @@ def renamed_output(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "pictures"
 
 
+def second_output(model: onnx.ModelProto) -> None:
+    model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["batch", 8]))
+
+
 def fixed_batch(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
@@ -69,8 +73,9 @@ BAD = {
     "schema is 99": another_schema,
     "no card": no_card,
     "card cannot be read": broken_card,
-    "exactly one input": second_input,
-    "exactly one output": renamed_output,
+    "its input should be noise [batch, 8]": second_input,
+    "its output should be images": renamed_output,
+    "its output should be images [batch, 16, 16, 3] and latents": second_output,
     "batch": fixed_batch,
 }
 
@@ -96,10 +101,17 @@ def test_commands_refuse_such_files_in_one_line(smoke_bundle: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_the_embedded_model_is_a_bundle_of_faces() -> None:
-    bundle = load()
-    assert bundle.card.name == "faces"
-    assert bundle.card.image_shape == (64, 64, 3)
-    assert "non-commercial" in bundle.card.licence
-    assert len(bundle.data) <= 25_000_000
-    assert DEFAULT.is_file()
+def test_the_embedded_models_are_bundles_of_faces() -> None:
+    bundles = {precision: load(path) for precision, path in EMBEDDED.items()}
+    for precision, bundle in bundles.items():
+        assert bundle.card.precision == precision
+        assert bundle.card.image_shape == (64, 64, 3)
+        assert "non-commercial" in bundle.card.licence
+        assert bundle.card.verification["agreement"]
+    assert [bundle.card.name for bundle in bundles.values()] == ["faces", "faces-int8"]
+    assert load().digest == bundles["fp32"].digest
+    assert sum(len(bundle.data) for bundle in bundles.values()) <= 25_000_000
+    found = bundles["int8"].card.difference
+    assert found["samples"] == 10_000
+    assert found["mean"] <= 1.0
+    assert abs(found["shift"]) <= 0.02

@@ -144,8 +144,26 @@ def test_stopping_leaves_whole_files_only(number: int, code: int, smoke_bundle: 
         ("--n", 1, "--temperature", -1),
         ("--n", 1, "--format", "gif"),
         ("--n", 1, "--grid", "0x4"),
+        ("--n", 1, "--precision", "fp16"),
+        ("--n", 1, "--precision", "int8", "--model", "mine.onnx"),
+        ("--n", 1, "--precision", "int8", "--server", "127.0.0.1:8470"),
     ],
 )
 def test_usage_errors(words: tuple[object, ...], tmp_path: Path) -> None:
     assert_clear_error(command("sample-cli", "--out", tmp_path / "out", *words), code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_embedded_faces_come_in_two_precisions(tmp_path: Path) -> None:
+    """The same faces, by two models: each a little off the other, and told apart by their digests."""
+    pictures = []
+    for name, words in {"default": (), "fp32": ("--precision", "fp32"), "int8": ("--precision", "int8")}.items():
+        result = command("sample-cli", "--n", 20, "--out", tmp_path / name, "--format", "npy", *words)
+        assert result.returncode == 0, result.stderr
+        pictures.append(np.concatenate([np.load(path) for path in sorted((tmp_path / name).glob("*.npy"))]))
+    default, exact, rounded = (each.astype(int) for each in pictures)
+    assert np.array_equal(default, exact)
+    assert 0 < np.abs(exact - rounded).mean() < 1
+    assert_clear_error(
+        command("sample-cli", "--n", 20, "--out", tmp_path / "int8", "--format", "npy"), "another job's files"
+    )

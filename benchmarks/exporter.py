@@ -1,7 +1,7 @@
 """The exporter against tf2onnx as it comes: seconds, memory, size, and the speed of what they write.
 
-python benchmarks/export.py                                   CelebA's chain, 50 million weights
-python benchmarks/export.py --recipe faces --batch 32 --device cpu --device openvino
+python benchmarks/exporter.py                                   CelebA's chain, 50 million weights
+python benchmarks/exporter.py --recipe faces --batch 32 --device cpu --device openvino
 
 Each conversion runs in a process of its own, for its peak memory. Graphs are timed in one interleaved run, whose
 medians are told. Weights are random: speed does not depend on them, but int8's error does.

@@ -1,0 +1,111 @@
+"""What a bundle is: figures that can be worked out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from math import prod
+
+import onnx
+import pytest
+
+from export.inspect import inspect, render
+from serve.bundle import Bundle, Card, load
+from tests.conftest import command
+
+CARD = Card("tiny", (4, 4, 3), 5, 5, "normal", {"mode": "none"}, "fp32", {"name": "none"})
+
+
+def bundle(body: str, weights: str) -> Bundle:
+    text = f"""<ir_version: 10, opset_import: ["": 18]>
+        g (float[batch,5] noise) => (uint8[batch,4,4,3] images) <{weights}> {{ {body} }}"""
+    return Bundle(onnx.parser.parse_model(text).SerializeToString(), CARD, "digest")
+
+
+def zeros(name: str, kind: str, *shape: int) -> str:
+    return f"{kind}[{','.join(map(str, shape))}] {name} = {{{','.join(['0'] * prod(shape))}}}"
+
+
+def test_costs_of_one_sample() -> None:
+    found = inspect(
+        bundle(
+            """flat = Gemm(noise, w, b)
+            grid = Reshape(flat, shape)
+            up = ConvTranspose<strides = [2, 2]>(grid, u)
+            act = Relu(up)
+            out = Conv<pads = [1, 1, 1, 1]>(act, k)
+            bytes = Cast<to = 2>(out)
+            images = Transpose<perm = [0, 2, 3, 1]>(bytes)""",
+            ", ".join([
+                zeros("w", "float", 5, 8), zeros("b", "float", 8),
+                "int64[4] shape = {-1, 2, 2, 2}",
+                zeros("u", "float", 2, 7, 2, 2), zeros("k", "float", 3, 7, 3, 3),
+            ]),
+        )
+    )  # fmt: skip
+    gemm, up, relu, conv = 2 * 5 * 8, 2 * (2 * 7 * 4) * 4, 7 * 16, 2 * (3 * 7 * 9) * 16
+    assert found["flops"] == gemm + up + relu + conv
+    assert found["parameters"] == 40 + 56 + 189
+    assert found["kept_in"] == {"float32": 285}
+    assert found["activation_bytes"] == 4 * (8 + 8 + 112 + 112 + 48) + 48 + 48
+    assert found["inputs"] == [{"name": "noise", "type": "float32", "shape": ["batch", 5]}]
+    assert found["outputs"] == [{"name": "images", "type": "uint8", "shape": ["batch", 4, 4, 3]}]
+    assert found["operators"]["Conv"] == 1
+    assert found["nodes"] == 7
+
+
+def test_weights_are_counted_in_what_they_are_kept_in() -> None:
+    """Behind a Cast or a DequantizeLinear a weight is what it was, and costs nothing per sample."""
+    found = inspect(
+        bundle(
+            """wide = Cast<to = 1>(w)
+            a = Gemm(noise, wide)
+            real = DequantizeLinear<axis = 1>(v, s)
+            flat = Gemm(a, real)
+            grid = Reshape(flat, shape)
+            images = Cast<to = 2>(grid)""",
+            ", ".join([
+                zeros("w", "float16", 5, 6), zeros("v", "int8", 6, 48),
+                zeros("s", "float", 48), "int64[4] shape = {-1, 4, 4, 3}",
+            ]),
+        )
+    )  # fmt: skip
+    assert found["kept_in"] == {"float16": 30, "int8": 288}
+    assert found["parameters"] == 318
+    assert found["flops"] == 2 * 318
+    assert found["activation_bytes"] == 4 * (6 + 48 + 48) + 48
+
+
+def test_what_is_not_known_is_not_guessed() -> None:
+    found = inspect(
+        bundle(
+            "size = Shape(noise)  flat = ConstantOfShape(size)  images = Cast<to = 2>(flat)", "float[1] unused = {0}"
+        )
+    )
+    assert found["flops"] is None or found["flops"] >= 0
+    assert "unknown" in render({**found, "flops": None})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_embedded_faces(precision: str) -> None:
+    from serve.bundle import EMBEDDED
+
+    result = command("export-onnx", "inspect", EMBEDDED[precision], "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    made = load(EMBEDDED[precision])
+    assert found["digest"] == made.digest
+    assert found["card"] == json.loads(json.dumps(dataclasses.asdict(made.card)))
+    # By hand, from base_dim 24: second stage; from the latent to two grids of 4x4x384; three convolutions and one
+    # transposed one at each of four scales, the first having one convolution less and no transposed one; pixels.
+    dense = 64 * 1024 + 1024 * 1024 * 2 + 1088 * 64 + 2 * 64 * 16 * 384
+    squares = [9 * width**2 for width in (384, 192, 96, 48, 24)]
+    layers = 2 * squares[0] + sum((3 + 2) * square for square in squares[1:]) + 9 * 24 * 3
+    assert found["parameters"] >= dense + layers
+    places = 2 * squares[0] * 16 + sum(3 * square * (8 * 2**at) ** 2 for at, square in enumerate(squares[1:]))
+    places += sum(2 * square * (4 * 2**at) ** 2 for at, square in enumerate(squares[1:])) + 9 * 24 * 3 * 64**2
+    multiplications = 2 * (dense + places)
+    assert multiplications <= found["flops"] <= 1.05 * multiplications
+    text = command("export-onnx", "inspect", EMBEDDED[precision]).stdout
+    for word in ("64x64x3", made.digest, "non-commercial", "verified", f"{found['parameters']:,}"):
+        assert word in text
