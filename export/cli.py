@@ -59,6 +59,7 @@ def main() -> None:
     export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
     export-onnx inspect mine.onnx
     export-onnx diff mine-fp32.onnx mine-int8.onnx
+    export-onnx export --help
     """
 
 
@@ -127,9 +128,13 @@ def main() -> None:
 @click.option("--count", metavar="N", type=click.IntRange(min=1), default=10_000, help="Samples compared with fp32's.")
 # What its card says
 @click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
-@click.option("--dataset", metavar="TEXT", default="", help="For the card: what it was trained on.")
-@click.option("--licence", metavar="TEXT", default="", help="For the card: under what terms it may be used.")
-@click.option("--notes", metavar="TEXT", default="", help="For the card: anything a user should know.")
+@click.option("--dataset", metavar="TEXT", default="", show_default=False, help="For the card: what it was trained on.")
+@click.option(
+    "--licence", metavar="TEXT", default="", show_default=False, help="For the card: under what terms it may be used."
+)
+@click.option(
+    "--notes", metavar="TEXT", default="", show_default=False, help="For the card: anything a user should know."
+)
 def export(
     source: Path,
     out: Path,

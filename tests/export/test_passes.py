@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx_ir.passes.common import ShapeInferencePass
 
+from export.errors import ConversionError
+from export.half import halve
 from export.passes import PASSES, Pass, optimise
 from export.passes.affine import fold_affine_after, fold_affine_before, merge_affine
 from export.passes.blocks import norm_to_conv, split_rows
@@ -165,6 +167,12 @@ def test_batch_norm_folds_into_the_convolution_before_it(layer: str, weights: di
     check(made, fold_affine_after, {operator: 1, "Mul": 1, "Add": 1}, {operator: 1})
 
 
+def test_normalisation_folds_into_the_dense_layer_before_it() -> None:
+    text = "(float[n,5] x) => (float[n,3] y) { a = Gemm(x, w, c)  b = Mul(a, s)  y = Sub(b, t) }"
+    made = model(text, w=(5, 3), c=(3,), s=(3,), t=(3,))
+    check(made, fold_affine_after, {"Gemm": 1, "Mul": 1, "Sub": 1}, {"Gemm": 1})
+
+
 def test_batch_norm_is_not_folded_where_others_read_the_convolution() -> None:
     made = model(
         """(float[n,3,5,5] x) => (float[n,4,5,5] y) {
@@ -257,6 +265,23 @@ def test_other_strides_stay_transposed_convolutions() -> None:
     text = "(float[n,2,4,4] x) => (float[n,3,12,12] y) { y = ConvTranspose<strides: ints = [3, 3]>(x, w, b) }"
     made = model(text, w=(2, 3, 3, 3), b=(3,))
     assert optimise(made, [split_rows]) == {"split_rows": 0}
+
+
+def test_pictures_in_float16_and_numbers_in_float32() -> None:
+    text = """(float[n,4] z) => (float[n,2,2,2] y) {
+        flat = Gemm(z, w, b)  grid = Reshape(flat, shape)  act = Relu(grid)
+        y = Conv<pads: ints = [1, 1, 1, 1]>(act, k, l)
+    }"""
+    sizes = {"w": (4, 12), "b": (12,), "shape": np.array([-1, 3, 2, 2]), "l": (2,)}
+    made = model(text, k=(2, 3, 3, 3), **sizes)
+    z = RNG.normal(size=(5, 4)).astype(np.float32)
+    halved = halve(made)
+    types = {value.name: str(value.dtype) for node in halved.graph for value in (*node.inputs, *node.outputs)}
+    assert (types["flat"], types["act"], types["y"]) == ("FLOAT", "FLOAT16", "FLOAT16")
+    (wanted,), (got,) = outputs(made, z=z), outputs(halved, z=z)
+    np.testing.assert_allclose(got, wanted, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ConversionError, match="float16"):
+        halve(model(text, k=np.full((2, 3, 3, 3), 1e6, np.float32), **sizes))
 
 
 def test_names_are_the_layers_own() -> None:
