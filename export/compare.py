@@ -15,7 +15,6 @@ from serve.bundle import Card
 from serve.engine import Engine, Images
 from serve.noise import Noise, draw
 from training.dataset import load
-from training.evaluation.distances import frechet
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.reference import choose, pictures_of, statistics
 from training.evaluation.statistics import Moments, Statistics, check_enough
@@ -92,6 +91,9 @@ class Distance:
 
     def of(self, found: Moments) -> float:
         """Return how far pictures with these moments of features are from the real ones."""
+        # scikit-learn takes a second to import, and most comparisons measure no distance.
+        from training.evaluation.distances import frechet
+
         none = np.empty((0, self.extractor.size), np.float32)
         return frechet(self.known, Statistics(found.count, found.mean, found.covariance, none))
 

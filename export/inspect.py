@@ -11,22 +11,31 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from export.passes.graph import constant
 from export.verify import describe
 from serve.bundle import Bundle
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Nothing is computed by these, or only once, as the graph is loaded.
-FREE = ("Reshape", "Transpose", "Concat", "Cast", "DequantizeLinear", "QuantizeLinear", "DepthToSpace", "Slice")
+FREE = (
+    "Reshape",
+    "Transpose",
+    "Concat",
+    "Cast",
+    "DequantizeLinear",
+    "QuantizeLinear",
+    "DepthToSpace",
+    "Slice",
+    "Split",
+)
 
 
 def inspect(bundle: Bundle) -> dict[str, Any]:
     """Return the facts of a bundle, JSON-ready.
 
-    Costs are of one sample. flops: two for each multiplication of a weight, one for each value that any other
-    operator computes. activation_bytes: what all operators write. Both are None where a shape is not known before
-    the graph runs. parameters: values of the weights of layers, whatever they are kept in; scales, shapes and the
-    like are not among them.
+    Costs are of one sample. flops: two for each multiplication of a layer, none for what moves or converts values
+    (`FREE`), one for each value that any other operator computes. activation_bytes: what all operators write. Both
+    are None where a shape is not known before the graph runs. parameters: values of the weights of layers, whatever
+    they are kept in; biases, scales, shapes and the like are not among them.
     """
     model: ir.Model = ir.from_proto(onnx.load_model_from_string(bundle.data))
     graph = model.graph
@@ -41,7 +50,7 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
     ShapeInferencePass()(model)
     varying = [node for node in graph if not _is_constant(node)]
     flops = [_flops(node) for node in varying]
-    written = [_bytes(node.outputs[0]) for node in varying]
+    written = [_bytes(value) for node in varying for value in _outputs(node)]
     weights = {kept: kept.const_value.size for node in varying if (kept := _weight(node)) and kept.const_value}
     return {
         "card": dataclasses.asdict(bundle.card),
@@ -107,9 +116,14 @@ def _type(value: ir.Value) -> str:
     return value.dtype.numpy().name if value.dtype is not None else "unknown"
 
 
+def _is_kept(value: ir.Value) -> bool:
+    """Whether a value is an initialiser; reading its array to see would copy it."""
+    return value.const_value is not None and not value.is_graph_input()
+
+
 def _is_constant(node: ir.Node) -> bool:
     """Whether a node computes from weights alone."""
-    makers = [value.producer() for value in node.inputs if value is not None and constant(value) is None]
+    makers = [value.producer() for value in node.inputs if value is not None and not _is_kept(value)]
     fed = [value for value in node.inputs if value is not None and value.is_graph_input()]
     return not fed and all(maker is not None and _is_constant(maker) for maker in makers)
 
@@ -117,7 +131,7 @@ def _is_constant(node: ir.Node) -> bool:
 def _weight(node: ir.Node) -> ir.Value | None:
     """Return the initialiser that a layer's weight is kept in, through whatever widens it."""
     value = node.inputs[1] if node.op_type in WEIGHTED else None
-    while value is not None and constant(value) is None:
+    while value is not None and not _is_kept(value):
         maker = value.producer()
         value = maker.inputs[0] if maker is not None and _is_constant(maker) else None
     return value
@@ -130,11 +144,16 @@ def _kinds(weights: dict[ir.Value, int]) -> dict[str, int]:
     return dict(sorted(kinds.items()))
 
 
-def _size(value: ir.Value | None) -> int | None:
+def _outputs(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.outputs if value.name]  # an optional output that is left out has no name
+
+
+def _size(value: ir.Value | None, first: int = 0) -> int | None:
+    """Return how many values a value holds, by its sides from the `first` on; None where one is not known."""
     if value is None or value.shape is None:
         return None
     sides = [side for side in value.shape if isinstance(side, int)]
-    return prod(sides) if len(sides) == len(value.shape) else None
+    return prod(sides[first:]) if len(sides) == len(value.shape) else None
 
 
 def _bytes(value: ir.Value) -> int | None:
@@ -145,17 +164,22 @@ def _bytes(value: ir.Value) -> int | None:
 def _flops(node: ir.Node) -> int | None:
     if node.op_type in FREE:
         return 0
-    target = _size(node.outputs[0])
     if node.op_type not in WEIGHTED:
-        return target
-    # Through QuantizeLinear and its like a weight keeps its shape.
-    kernel, source = _weight(node), _size(node.inputs[0])
-    shape = kernel.shape if kernel is not None else None
-    if shape is None or source is None or target is None:
-        return None
-    size = prod(side for side in shape if isinstance(side, int))
-    rows = (source, target)[node.op_type != "ConvTranspose"]
-    channels = shape[{"Conv": 0, "ConvTranspose": 0}.get(node.op_type, 1)]
-    assert isinstance(channels, int)
-    # A kernel meets every place of a convolution's output, or of a transposed one's input.
-    return 2 * size * (rows // channels)
+        sizes = [_size(value) for value in _outputs(node)]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+    source, weight, target = node.inputs[0], node.inputs[1], node.outputs[0]
+    if node.op_type == "ConvTranspose":
+        places, each = _size(source), _size(weight, 1)  # a value of the input meets every weight of its channel
+    elif node.op_type == "Conv":
+        places, each = _size(target), _size(weight, 1)
+    else:
+        # Not the weight's side: Gemm may hold it transposed.
+        places, each = _size(target), _inner(node, source)
+    return None if places is None or each is None else 2 * places * each
+
+
+def _inner(node: ir.Node, source: ir.Value | None) -> int | None:
+    """Return the side that a product of matrices sums over."""
+    shape = source.shape if source is not None else None
+    side = shape[-2 if node.attributes.get_int("transA", 0) else -1] if shape else None
+    return side if isinstance(side, int) else None

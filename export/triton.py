@@ -8,7 +8,6 @@ FOLDER-kserve.yaml         beside it: Triton takes what is in the folder for mod
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,11 @@ from serve.stubs.onnx.v1 import model_pb2 as onnx
 from training.files import replacing
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
-# A queue takes half a second of work at most, so that a client hears of overload while it still cares.
-PREFERRED, LARGEST, DELAY, QUEUE = (32, 64), 256, 2000, 4096
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PREFERRED, LARGEST, DELAY = (32, 64), 256, 2000
+# Triton's queue counts requests, whatever their size and the device's speed: what keeps a client from waiting in
+# vain is the time-out (microseconds), which refuses what has waited that long.
+QUEUE, PATIENCE = 1024, 5_000_000
 CONFIG = """\
 # {description}
 name: "{name}"
@@ -30,7 +32,12 @@ max_batch_size: {largest}
 dynamic_batching {{
   preferred_batch_size: [ {preferred} ]
   max_queue_delay_microseconds: {delay}
-  default_queue_policy {{ max_queue_size: {queue} }}
+  default_queue_policy {{
+    max_queue_size: {queue}
+    timeout_action: REJECT
+    default_timeout_microseconds: {patience}
+    allow_timeout_override: true
+  }}
 }}
 # One instance on every GPU; on the CPU where there is none.
 instance_group [ {{ kind: KIND_AUTO count: 1 }} ]
@@ -50,9 +57,9 @@ SERVICE = """\
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
 metadata:
-  name: {service}
+  name: "{service}"
   annotations:
-    balanced-vae/bundles: {names}
+    balanced-vae/bundles: "{names}"
 spec:
   predictor:
     model:
@@ -62,8 +69,8 @@ spec:
       # Where you put the repository: s3://..., gs://..., pvc://...
       storageUri: REPLACE-ME
       ports:
-        - name: h2c  # gRPC
-          containerPort: 8001
+        - name: h2c  # gRPC, where KServe's Triton runtime listens
+          containerPort: 9000
           protocol: TCP
       resources:
         requests:
@@ -85,23 +92,29 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
         force: Whether to replace models of the same name.
 
     Raises:
-        ExportError: a model is there already, or two bundles have one name.
+        ExportError: a model is there already, two bundles have one name, or a name is none that can be served.
         OSError: it cannot be written.
     """
+    folder = folder.resolve()  # "." has no name of its own
     names = [bundle.card.name for bundle in bundles]
     check_free(folder, names, force)
     homes = [folder / name for name in names]
-    folder.mkdir(parents=True, exist_ok=True)
-    for bundle, home in zip(bundles, homes, strict=True):
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as temporary:
-            part = Path(temporary) / home.name
-            (part / "1").mkdir(parents=True)
-            (part / "1" / "model.onnx").write_bytes(bundle.data)
-            (part / "config.pbtxt").write_text(config(bundle))
-            if home.exists():
-                shutil.rmtree(home)
-            part.rename(home)
     resource = folder.with_name(f"{folder.name}-kserve.yaml")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as temporary:
+        new, old = Path(temporary) / "new", Path(temporary) / "old"
+        for bundle in bundles:
+            version = new / bundle.card.name / "1"
+            version.mkdir(parents=True)
+            (version / "model.onnx").write_bytes(bundle.data)
+            (version.parent / "config.pbtxt").write_text(config(bundle))
+        # All are written: what is left is renaming.
+        old.mkdir()
+        folder.mkdir(exist_ok=True)
+        for home in homes:
+            if home.exists():
+                home.rename(old / home.name)
+            (new / home.name).rename(home)
     with replacing(resource) as part:
         part.write_text(service(folder.name, homes))
     return [*homes, resource]
@@ -109,6 +122,9 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
     """Raise ExportError where models of these names cannot be written to a repository."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ExportError(f"a model's name is letters, digits, '.', '_', '-', at most 64. Received: {name!r}")
     if len(set(names)) < len(names):
         raise ExportError(f"models of a repository need names of their own. Received: {', '.join(names)}")
     for name in names:
@@ -133,6 +149,7 @@ def config(bundle: Bundle) -> str:
         preferred=", ".join(map(str, PREFERRED)),
         delay=DELAY,
         queue=QUEUE,
+        patience=PATIENCE,
         warm_up="\n".join(WARM_UP.format(batch=batch, size=card.noise_size) for batch in PREFERRED),
         digest=bundle.digest,
     )

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from google.protobuf import text_format
+from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
 from export.errors import ExportError
 from export.triton import config, service, write_repository
 from serve.bundle import Bundle, load
+from serve.stubs.onnx.v1 import model_pb2 as onnx
 from tests.conftest import assert_clear_error, command
 
 
@@ -37,10 +39,27 @@ def test_triton_reads_the_config(bundle: Bundle) -> None:
     batching = read.dynamic_batching
     assert max(batching.preferred_batch_size) <= read.max_batch_size
     assert batching.max_queue_delay_microseconds > 0
-    assert batching.default_queue_policy.max_queue_size > 0  # Triton's own default is without bound
+    policy = batching.default_queue_policy  # Triton's own default is without bounds
+    assert policy.max_queue_size > 0
+    assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
+    assert policy.default_timeout_microseconds > batching.max_queue_delay_microseconds
     assert [each.batch_size for each in read.model_warmup] == list(batching.preferred_batch_size)
     assert list(read.model_warmup[0].inputs["noise"].dims) == [64]
     assert read.parameters["bundle_sha256"].string_value == bundle.digest
+
+
+def test_latents_are_an_output_where_the_bundle_has_them(bundle: Bundle) -> None:
+    model = onnx.Model.FromString(bundle.data)
+    latents = model.graph.output.add(name="latents")
+    latents.type.tensor_type.elem_type = 1
+    latents.type.tensor_type.shape.dim.add(dim_param="batch")
+    latents.type.tensor_type.shape.dim.add(dim_value=bundle.card.latent_size)
+    both = dataclasses.replace(bundle, data=model.SerializeToString())
+    read = text_format.Parse(config(both), model_config_pb2.ModelConfig())
+    assert [(each.name, each.data_type, list(each.dims)) for each in read.output] == [
+        ("images", model_config_pb2.TYPE_UINT8, [64, 64, 3]),
+        ("latents", model_config_pb2.TYPE_FP32, [bundle.card.latent_size]),
+    ]
 
 
 def test_a_repository_holds_what_the_bundles_are(bundle: Bundle, tmp_path: Path) -> None:
@@ -53,12 +72,43 @@ def test_a_repository_holds_what_the_bundles_are(bundle: Bundle, tmp_path: Path)
     resource = yaml.safe_load(written[-1].read_text())
     assert resource["kind"] == "InferenceService"
     assert resource["metadata"]["name"] == "models-1"
-    assert resource["spec"]["predictor"]["model"]["protocolVersion"] == "v2"
+    assert resource["metadata"]["annotations"] == {"balanced-vae/bundles": "faces,other.v2"}
+    model = resource["spec"]["predictor"]["model"]
+    assert (model["protocolVersion"], model["ports"][0]["containerPort"]) == ("v2", 9000)
 
 
-@pytest.mark.parametrize(("name", "wanted"), [("Faces", "faces"), ("64x64", "models-64x64"), ("a_b.c", "a-b-c")])
+def test_the_folder_may_be_the_one_at_hand(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path / "models")
+    write_repository([bundle], Path("."), force=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "models-kserve.yaml"]
+
+
+@pytest.mark.parametrize("name", ["../faces", "a b", "", ".hidden", 'a"', "x" * 65])
+def test_names_that_cannot_be_served_write_nothing(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ExportError, match="Received: "):
+        write_repository([bundle, named(bundle, name)], tmp_path / "models", force=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_keeps_what_was_there(bundle: Bundle, tmp_path: Path) -> None:
+    write_repository([bundle], tmp_path / "models", force=False)
+    broken = dataclasses.replace(named(bundle, "broken"), data=b"no ONNX")
+    newer = dataclasses.replace(bundle, digest="newer")
+    with pytest.raises(DecodeError):
+        write_repository([newer, broken], tmp_path / "models", force=True)
+    assert bundle.digest in (tmp_path / "models" / "faces" / "config.pbtxt").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "models-kserve.yaml"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["faces"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("Faces", "faces"), ("64x64", "models-64x64"), ("a_b.c", "a-b-c"), ("No", "no")]
+)
 def test_kubernetes_names(name: str, wanted: str) -> None:
-    assert yaml.safe_load(service(name, []))["metadata"]["name"] == wanted
+    metadata = yaml.safe_load(service(name, [Path("1.0")]))["metadata"]
+    assert metadata["name"] == wanted
+    assert metadata["annotations"] == {"balanced-vae/bundles": "1.0"}  # text, as Kubernetes insists
 
 
 def test_models_are_replaced_when_told_only(bundle: Bundle, tmp_path: Path) -> None:
