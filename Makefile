@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-STUBS := sampling/v1/sampling.proto onnx/v1/model.proto
+STUBS := sampling/v1/sampling.proto admin/v1/admin.proto onnx/v1/model.proto inference.proto
 
 .PHONY: faces test check format protos lock clean
 
@@ -26,9 +26,9 @@ format: .venv/full
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The virtual path makes the stubs import each other as serve.stubs.*.
+# The virtual paths make the stubs import each other as serve.stubs.*.
 protos: .venv/full
-	$(BIN)/python -m grpc_tools.protoc -Iserve/stubs=protos/balancedvae \
+	$(BIN)/python -m grpc_tools.protoc -Iserve/stubs=protos/balancedvae -Iserve/stubs=protos/inference \
 	  --python_out=. --pyi_out=. --grpc_python_out=. $(STUBS:%=serve/stubs/%)
 	rm serve/stubs/onnx/v1/model_pb2_grpc.py
 

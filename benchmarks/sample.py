@@ -36,10 +36,10 @@ def main(model: Path, device: str, batches: tuple[int, ...], count: int, rounds:
             engine, count
         )
     words = ["--model", str(model), "--device", device, "--listen", "127.0.0.1:0"]
-    command = [sys.executable, "-c", "from serve.server_cli import main; main()", *words]
+    command = [sys.executable, "-c", "from serve.server.cli import main; main()", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        address = next(line.split()[-1] for line in server.stderr if "listening on" in line)
+        address = next(line.split()[-1] for line in server.stderr if "ready, listening on" in line)
         with Client(address) as client:
             remote = client.model()
             measured["through the server, one stream"] = lambda: _drain(remote, count)

@@ -1,7 +1,7 @@
 """Sample from a bundle (one ONNX file: noise in, pixels out) in process, over gRPC, or from a shell.
 
 `noise` is the contract that makes sample i of seed s the same picture everywhere; `bundle` what a file must
-be; `engine` a bundle on a device; `service` and `client` the two ends of the wire; `job` a folder of samples.
+be; `engine` a bundle on a device; `server` and `client` the two ends of the wire; `job` a folder of samples.
 
 >>> from serve import Engine, load
 >>> engine = Engine(load())                      # the embedded faces
@@ -12,16 +12,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import BundleError, EngineError, ServeError
+from serve.errors import BundleError, EngineError, RemoteError, ServeError
 
 if TYPE_CHECKING:
     from serve.bundle import Bundle, Card, load
-    from serve.client import Client
+    from serve.client import AsyncClient, Client, Options
     from serve.engine import Engine
 
-__all__ = ["Bundle", "BundleError", "Card", "Client", "Engine", "EngineError", "ServeError", "load"]
+__all__ = [
+    "AsyncClient",
+    "Bundle",
+    "BundleError",
+    "Card",
+    "Client",
+    "Engine",
+    "EngineError",
+    "Options",
+    "RemoteError",
+    "ServeError",
+    "load",
+]
 
-_HOMES = {"Bundle": "bundle", "Card": "bundle", "load": "bundle", "Client": "client", "Engine": "engine"}
+_HOMES = {
+    "AsyncClient": "client",
+    "Bundle": "bundle",
+    "Card": "bundle",
+    "Client": "client",
+    "Engine": "engine",
+    "Options": "client",
+    "load": "bundle",
+}
 
 
 def __getattr__(name: str) -> Any:

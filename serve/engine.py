@@ -75,6 +75,10 @@ class Engine:
         """Samples in the largest bucket."""
         return self.buckets[-1]
 
+    def compute(self, noise: Noise) -> Images:
+        """Return the images of noise [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels]."""
+        return self.run(noise)
+
     def run(self, noise: Noise) -> Images:
         """Return the images of noise [n, noise_size], n of any size: uint8 [n, height, width, channels]."""
         images = np.empty((len(noise), *self.card.image_shape), np.uint8)

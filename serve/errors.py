@@ -4,7 +4,15 @@ ServeError
   BundleError      the model file is not one that we run
   EngineError      the machine cannot run the model
   JobError         the output folder cannot take the samples
-  RemoteError      the server refused, or is not there
+  SettingsError    the server's configuration cannot work
+  RemoteError      a server did not do what it was asked
+    Unreachable    nobody answers, or the connection broke and did not come back
+    Overloaded     the server, or the caller's allowance, stayed full
+    Denied         the token, or the certificate, is missing or does not allow this
+    Rejected       the request is wrong: the message says what to change
+    Changed        the model is another one than when the client first asked
+    TimedOut       the deadline passed
+    Broken         the server failed, or is not serve-vae
 """
 
 
@@ -24,5 +32,37 @@ class JobError(ServeError):
     """A folder holds another job's files, or cannot be written."""
 
 
+class SettingsError(ServeError):
+    """A server cannot be started like this: flags that contradict each other, a file that cannot be used."""
+
+
 class RemoteError(ServeError):
-    """A server is not reachable or refused the request."""
+    """Base of what a client raises about its server."""
+
+
+class Unreachable(RemoteError):
+    """Nobody answers at the address, or the connection broke and did not come back in time."""
+
+
+class Overloaded(RemoteError):
+    """The server, or the caller's allowance, is full and stayed so while the client was ready to wait."""
+
+
+class Denied(RemoteError):
+    """The token or certificate is missing, unknown, or does not allow the call."""
+
+
+class Rejected(RemoteError):
+    """The request is wrong: no such model, a count, a temperature or noise that no server takes."""
+
+
+class Changed(RemoteError):
+    """The model that the client began with is no longer there."""
+
+
+class TimedOut(RemoteError):
+    """The deadline passed before the server had answered."""
+
+
+class Broken(RemoteError):
+    """The server failed, or what listens is not serve-vae."""

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from serve.server_cli import LISTEN
+from serve.server.settings import LISTEN
 
 SECONDS = 3.0
 

@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from serve.job import Source
 
 MOST = 10**8  # samples in one folder
+FILE = click.Path(path_type=Path)
 
 
 def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -78,6 +79,10 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     help="Of the embedded faces: int8 is faster on a CPU and rounds a little.  [default: fp32]",
 )
 @click.option("--server", metavar="HOST:PORT", help="Have them made by serve-vae.")
+@click.option("--token", metavar="TOKEN", default="", envvar="SAMPLE_TOKEN", show_envvar=True, help="For --server.")
+@click.option("--ca", metavar="FILE", type=FILE, help="Trust this authority's certificate for --server, by TLS.")
+@click.option("--cert", metavar="FILE", type=FILE, help="Show --server this certificate of one's own.")
+@click.option("--key", metavar="FILE", type=FILE, help="Its key.")
 @click.option("--device", type=click.Choice(("auto", "cuda", "openvino", "cpu")), default="auto", help="In process.")
 @click.option("--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all cores.")
 @click.option("--batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="Largest batch; 0: the device's.")
@@ -93,6 +98,10 @@ def main(
     model: str,
     precision: str | None,
     server: str | None,
+    token: str,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
     device: str,
     threads: int,
     batch: int,
@@ -120,7 +129,9 @@ def main(
     try:
         with ExitStack() as stack:
             source = (
-                _remote(stack, server, model) if server else _local(model, precision or "fp32", device, threads, batch)
+                _remote(stack, server, model, token=token, ca=ca, cert=cert, key=key)
+                if server
+                else _local(model, precision or "fp32", device, threads, batch)
             )
             wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
             label = f"{source.name} seed {seed}"
@@ -139,10 +150,10 @@ def main(
         raise SystemExit(130) from None
 
 
-def _remote(stack: ExitStack, server: str, model: str) -> Source:
-    from serve.client import Client
+def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> Source:
+    from serve.client import Client, Options
 
-    return stack.enter_context(Client(server)).model(model)
+    return stack.enter_context(Client(server, Options(**options))).model(model)
 
 
 def _local(model: str, precision: str, device: str, threads: int, batch: int) -> Source:

@@ -96,7 +96,7 @@ def serving(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         try:
             for line in process.stderr:
                 lines.append(line)
-                if "listening on" in line:
+                if "ready, listening on" in line:
                     break
             else:
                 pytest.fail("".join(lines))

@@ -12,7 +12,7 @@ HOMES = {
     "train-vae": "training.cli",
     "evaluate-vae": "training.evaluation.cli",
     "export-onnx": "export.cli",
-    "serve-vae": "serve.server_cli",
+    "serve-vae": "serve.server.cli",
     "sample-cli": "serve.sample_cli",
 }
 HEAVY = ("tensorflow", "keras", "onnxruntime", "onnx", "grpc", "numpy", "rich", "matplotlib", "sklearn", "scipy")

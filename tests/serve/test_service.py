@@ -154,6 +154,8 @@ def test_addresses_that_are_refused(listen: str) -> None:
     assert_clear_error(command("serve-vae", "--listen", listen), code=2)
 
 
-def test_two_models_of_one_name_are_refused(smoke_bundle: Path) -> None:
-    result = command("serve-vae", "--model", smoke_bundle, "--model", smoke_bundle, "--listen", "127.0.0.1:0")
-    assert_clear_error(result, "two models are called smoke")
+def test_two_files_of_one_model_and_version_are_refused(smoke_bundle: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.onnx"
+    again.write_bytes(smoke_bundle.read_bytes())
+    result = command("serve-vae", "--model", smoke_bundle, "--model", again, "--listen", "127.0.0.1:0")
+    assert_clear_error(result, "two files are smoke version 1", "smoke@2.onnx")

@@ -12,25 +12,42 @@ class Encoding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ENCODING_UNSPECIFIED: _ClassVar[Encoding]
     ENCODING_RAW: _ClassVar[Encoding]
     ENCODING_PNG: _ClassVar[Encoding]
+    ENCODING_JPEG: _ClassVar[Encoding]
+    ENCODING_WEBP: _ClassVar[Encoding]
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_INTERACTIVE: _ClassVar[Priority]
+    PRIORITY_BULK: _ClassVar[Priority]
 ENCODING_UNSPECIFIED: Encoding
 ENCODING_RAW: Encoding
 ENCODING_PNG: Encoding
+ENCODING_JPEG: Encoding
+ENCODING_WEBP: Encoding
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_INTERACTIVE: Priority
+PRIORITY_BULK: Priority
 
 class Range(_message.Message):
-    __slots__ = ("model", "seed", "start", "count", "temperature", "encoding")
+    __slots__ = ("model", "seed", "start", "count", "temperature", "encoding", "version", "priority")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     model: str
     seed: int
     start: int
     count: int
     temperature: float
     encoding: Encoding
-    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., temperature: _Optional[float] = ..., encoding: _Optional[_Union[Encoding, str]] = ...) -> None: ...
+    version: str
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., temperature: _Optional[float] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., version: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("start", "count", "seed", "temperature", "digest", "height", "width", "channels", "encoding", "pixels", "files")
@@ -82,6 +99,26 @@ class SampleStreamResponse(_message.Message):
     chunk: Chunk
     def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
+class DecodeRequest(_message.Message):
+    __slots__ = ("model", "version", "noise", "encoding", "priority")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
+    ENCODING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    noise: bytes
+    encoding: Encoding
+    priority: Priority
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., noise: _Optional[bytes] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
+
+class DecodeResponse(_message.Message):
+    __slots__ = ("chunk",)
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    chunk: Chunk
+    def __init__(self, chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
 class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -92,8 +129,22 @@ class ListModelsResponse(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[Model]
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
+class GetModelRequest(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count")
+    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count", "version", "max_temperature", "max_noise")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +153,9 @@ class Model(_message.Message):
     NOISE_SIZE_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
     MAX_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    MAX_NOISE_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     height: int
@@ -110,4 +164,7 @@ class Model(_message.Message):
     noise_size: int
     card: str
     max_count: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ...) -> None: ...
+    version: str
+    max_temperature: float
+    max_noise: float
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ..., version: _Optional[str] = ..., max_temperature: _Optional[float] = ..., max_noise: _Optional[float] = ...) -> None: ...

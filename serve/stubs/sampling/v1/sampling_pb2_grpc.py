@@ -44,10 +44,20 @@ class SamplingServiceStub(object):
                 request_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.SampleStreamRequest.SerializeToString,
                 response_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.SampleStreamResponse.FromString,
                 _registered_method=True)
+        self.Decode = channel.unary_unary(
+                '/balancedvae.sampling.v1.SamplingService/Decode',
+                request_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeRequest.SerializeToString,
+                response_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/balancedvae.sampling.v1.SamplingService/ListModels',
                 request_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/balancedvae.sampling.v1.SamplingService/GetModel',
+                request_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
@@ -68,8 +78,22 @@ class SamplingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decode(self, request, context):
+        """The pictures of the caller's own noise, up to a message's worth.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
-        """The models that this server has.
+        """The models that this server has, every version of each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One model: its card, identity and limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,10 +112,20 @@ def add_SamplingServiceServicer_to_server(servicer, server):
                     request_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.SampleStreamRequest.FromString,
                     response_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.SampleStreamResponse.SerializeToString,
             ),
+            'Decode': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decode,
+                    request_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeRequest.FromString,
+                    response_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsRequest.FromString,
                     response_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelRequest.FromString,
+                    response_serializer=serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -159,6 +193,33 @@ class SamplingService(object):
             _registered_method=True)
 
     @staticmethod
+    def Decode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/balancedvae.sampling.v1.SamplingService/Decode',
+            serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeRequest.SerializeToString,
+            serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.DecodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -175,6 +236,33 @@ class SamplingService(object):
             '/balancedvae.sampling.v1.SamplingService/ListModels',
             serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsRequest.SerializeToString,
             serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/balancedvae.sampling.v1.SamplingService/GetModel',
+            serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelRequest.SerializeToString,
+            serve_dot_stubs_dot_sampling_dot_v1_dot_sampling__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,250 @@
+"""What both clients share: connections, messages, errors, and when to ask again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
+
+from serve.bundle import Card
+from serve.engine import Images
+from serve.errors import Broken, Changed, Denied, Overloaded, Rejected, RemoteError, TimedOut, Unreachable
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
+
+Encoding = Literal["png", "jpeg", "webp"]
+Priority = Literal["interactive", "bulk"]
+
+Code = grpc.StatusCode
+ENCODINGS = {"raw": wire.ENCODING_RAW, "png": wire.ENCODING_PNG, "jpeg": wire.ENCODING_JPEG, "webp": wire.ENCODING_WEBP}
+PRIORITIES = {"interactive": wire.PRIORITY_INTERACTIVE, "bulk": wire.PRIORITY_BULK}
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
+KINDS: dict[grpc.StatusCode, type[RemoteError]] = {
+    Code.INVALID_ARGUMENT: Rejected,
+    Code.NOT_FOUND: Rejected,
+    Code.OUT_OF_RANGE: Rejected,
+    Code.FAILED_PRECONDITION: Rejected,
+    Code.RESOURCE_EXHAUSTED: Overloaded,
+    Code.UNAUTHENTICATED: Denied,
+    Code.PERMISSION_DENIED: Denied,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to reach a server, and how patiently.
+
+    Attributes:
+        token: A bearer token.
+        tls: Whether the server has TLS; so it is where one of the files below is given.
+        ca: PEM of the authorities to trust; None: the system's.
+        cert: PEM of the client's own certificate chain, for mutual TLS.
+        key: PEM of its key.
+        server_name: The name on the server's certificate, where it is not the address's.
+        timeout: Seconds that one call may take; a stream may take any time.
+        patience: Seconds to go on asking a server that answered once and now is full, away, or broken. 0: never.
+    """
+
+    token: str = ""
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    server_name: str = ""
+    timeout: float = 60.0
+    patience: float = 60.0
+
+    @property
+    def metadata(self) -> list[tuple[str, str]]:
+        """What goes with each call."""
+        return [("authorization", f"Bearer {self.token}")] if self.token else []
+
+    @property
+    def channel_options(self) -> list[tuple[str, Any]]:
+        """What gRPC is told of the connection."""
+        options: list[tuple[str, Any]] = [
+            # A server that went without a word is noticed,
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            # and one that comes back is found.
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 5000),
+        ]
+        return [*options, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else options
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """Return what TLS needs; None without it.
+
+        Raises:
+            RemoteError: a file that cannot be read.
+        """
+        if not (self.tls or self.ca or self.cert):
+            return None
+        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.cert))
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise RemoteError(f"cannot read {path}: {error.strerror}") from None
+
+
+class Patience:
+    """Decides, failure by failure, how long to pause before the same call is made again.
+
+    Args:
+        address: For the messages.
+        seconds: How long to go on without a success.
+    """
+
+    def __init__(self, address: str, seconds: float) -> None:
+        self._address = address
+        self._seconds = seconds
+        self._pause = FIRST_PAUSE
+        self._until = time.monotonic() + seconds
+
+    def progress(self) -> None:
+        """Say that the server did something."""
+        self._pause = FIRST_PAUSE
+        self._until = time.monotonic() + self._seconds
+
+    def pause(self, failure: Any) -> float:
+        """Return the seconds to wait after an RpcError.
+
+        Raises:
+            RemoteError: waiting does not help, or no longer.
+        """
+        seconds = _retry_delay(failure)
+        if seconds is None and failure.code() in (Code.UNAVAILABLE, Code.CANCELLED):
+            seconds = self._pause
+        if seconds is None or time.monotonic() + seconds > self._until:
+            raise explain(self._address, failure) from None
+        self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
+
+
+def _retry_delay(failure: Any) -> float | None:
+    """Return what google.rpc.RetryInfo says, in seconds; None where it is not there."""
+    try:
+        status = rpc_status.from_call(failure)
+    except ValueError:  # its code is not the call's: some proxy's work
+        return None
+    for detail in status.details if status else ():
+        info = RetryInfo()
+        if detail.Unpack(info):
+            seconds: float = info.retry_delay.ToNanoseconds() / 1e9
+            return max(FIRST_PAUSE, seconds)
+    return None
+
+
+def explain(address: str, failure: Any) -> RemoteError:
+    """Return an RpcError as one line that says what to try."""
+    code, details = failure.code(), (failure.details() or "").splitlines() or [""]
+    if code is Code.UNAVAILABLE:
+        return Unreachable(
+            f"no server answers at {address}; start one with: serve-vae --listen {address} ({details[0][:200]})"
+        )
+    if code is Code.UNIMPLEMENTED:
+        return Broken(f"what listens at {address} is not serve-vae; check --server")
+    if code is Code.DEADLINE_EXCEEDED:
+        return TimedOut(f"the server at {address} did not answer in time; is it serve-vae? Or allow a longer timeout")
+    return KINDS.get(code, Broken)(f"the server at {address} answered {code.name}: {details[0]}")
+
+
+class Served:
+    """What a client knows of a model, and the messages that ask for its samples.
+
+    Attributes:
+        name: What it is served as.
+        version: A whole number, as text.
+        card: What it says of itself.
+        digest: SHA-256 of the model file. Every request names it, so that no other model can answer.
+        batch: The most samples that one call of `sample` or `decode` gives.
+    """
+
+    def __init__(self, model: wire.Model) -> None:
+        self.name = model.name
+        self.version = model.version
+        self.card = Card.from_json(model.card)
+        self.digest = model.digest
+        self.batch = model.max_count
+
+    def _range(
+        self,
+        seed: int,
+        start: int,
+        count: int,
+        temperature: float,
+        priority: Priority | None,
+        encoding: str = "raw",
+    ) -> wire.Range:
+        try:
+            return wire.Range(
+                model=self.name,
+                version=self.digest,
+                seed=seed,
+                start=start,
+                count=count,
+                temperature=temperature,
+                encoding=ENCODINGS[encoding],
+                priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+            )
+        except ValueError:
+            raise Rejected(
+                f"seed, start and count must be whole numbers from 0, below 2^64. Received: {seed}, {start}, {count}"
+            ) from None
+        except KeyError as error:
+            have = ", ".join((*ENCODINGS, *PRIORITIES))
+            raise Rejected(f"encoding and priority must be among {have}. Received: {error.args[0]!r}") from None
+
+    def _noise(self, noise: npt.ArrayLike, priority: Priority | None) -> wire.DecodeRequest:
+        values = np.ascontiguousarray(noise, "<f4")
+        if values.ndim != 2 or values.shape[1] != self.card.noise_size:
+            raise Rejected(f"noise must have the shape [n, {self.card.noise_size}]. Received: {list(values.shape)}")
+        return wire.DecodeRequest(
+            model=self.name,
+            version=self.digest,
+            noise=values.tobytes(),
+            priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+        )
+
+    def _checked(self, chunk: wire.Chunk) -> wire.Chunk:
+        if chunk.digest != self.digest:  # a server of before versions had digests
+            raise self._changed()
+        return chunk
+
+    def _images(self, chunk: wire.Chunk) -> Images:
+        shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
+        return np.frombuffer(self._checked(chunk).pixels, np.uint8).reshape(shape)
+
+    def _changed(self) -> Changed:
+        return Changed(f"the server changed the model {self.name} meanwhile; run the command again")
+
+    def _sharpen(self, error: RemoteError, failure: Any) -> RemoteError:
+        """Return the error of a call that named a model which was there before."""
+        return self._changed() if failure.code() is Code.NOT_FOUND else error
+
+
+def choose(address: str, models: Sequence[wire.Model], name: str, version: str) -> wire.Model:
+    """Return the model called `name`, or the only one; its newest version where none is asked for.
+
+    Raises:
+        Rejected: there is none, or several.
+    """
+    named = [model for model in models if name in ("", model.name) and version in ("", model.version, model.digest)]
+    if len({model.name for model in named}) == 1:
+        return max(named, key=lambda model: int(model.version or 1))
+    have = ", ".join(sorted({model.name for model in models})) or "none"
+    wanted = f"no model {name!r}" + (f" of version {version!r}" if version else "") if name else "several models"
+    if not models:
+        wanted = "no model yet"
+    raise Rejected(f"the server at {address} has {wanted}; choose one with --model: {have}")

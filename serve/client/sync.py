@@ -1,0 +1,163 @@
+"""The client for ordinary, blocking code; one may be shared by threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import grpc
+import numpy.typing as npt
+
+from serve.client.protocol import Encoding, Options, Patience, Priority, Served, choose
+from serve.engine import Images
+from serve.errors import RemoteError
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
+from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
+
+Reply = TypeVar("Reply")
+
+
+class RemoteModel(Served):
+    """A model on a server. All its methods raise RemoteError."""
+
+    def __init__(self, client: Client, model: wire.Model) -> None:
+        super().__init__(model)
+        self._client = client
+
+    def sample(
+        self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
+    ) -> Images:
+        """Return up to `batch` samples of a seed: uint8 [count, height, width, channels]."""
+        request = wire.SampleRequest(range=self._range(seed, start, count, temperature, priority))
+        return self._images(self._client.call(lambda stub, more: stub.Sample(request, **more), self).chunk)
+
+    def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
+        """Return the pictures of noise [n, noise_size], n up to `batch`: uint8 [n, height, width, channels]."""
+        request = self._noise(noise, priority)
+        return self._images(self._client.call(lambda stub, more: stub.Decode(request, **more), self).chunk)
+
+    def stream(
+        self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
+    ) -> Iterator[tuple[int, Images]]:
+        """Yield (first index, images) for a range of any length, in order."""
+        wanted = self._range(seed, start, count, temperature, priority)
+        for chunk in self._chunks(wanted):
+            yield chunk.start, self._images(chunk)
+
+    def files(
+        self,
+        seed: int,
+        start: int,
+        count: int,
+        temperature: float = 1.0,
+        priority: Priority | None = None,
+        encoding: Encoding = "png",
+    ) -> Iterator[tuple[int, bytes]]:
+        """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
+        wanted = self._range(seed, start, count, temperature, priority, encoding)
+        for chunk in self._chunks(wanted):
+            yield from enumerate(self._checked(chunk).files, chunk.start)
+
+    def _chunks(self, wanted: wire.Range) -> Iterator[wire.Chunk]:
+        stop, patience = wanted.start + wanted.count, self._client.patience()
+        while True:
+            call = self._client.stub.SampleStream(wire.SampleStreamRequest(range=wanted), **self._client.more(None))
+            try:
+                for reply in call:
+                    patience.progress()
+                    yield reply.chunk
+                    wanted.start = reply.chunk.start + reply.chunk.count
+                    wanted.count = stop - wanted.start
+                return
+            except grpc.RpcError as failure:
+                self._client.wait(patience, failure, self)
+            finally:
+                call.cancel()
+
+
+class Client:
+    """A connection to serve-vae; a context manager.
+
+    Args:
+        address: HOST:PORT, or unix:PATH.
+        options: Token, TLS, patience.
+
+    Raises:
+        RemoteError: a file of the options cannot be read.
+    """
+
+    def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
+        self.address = address
+        self.options = options
+        secure = options.credentials()
+        self._channel = (
+            grpc.secure_channel(address, secure, options.channel_options)
+            if secure
+            else grpc.insecure_channel(address, options.channel_options)
+        )
+        self.stub = rpc.SamplingServiceStub(self._channel)
+        self._met = False
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; whoever waits for it to come back stops waiting."""
+        self._closed.set()
+        self._channel.close()
+
+    def models(self) -> list[RemoteModel]:
+        """Return the server's models, every version.
+
+        Raises:
+            RemoteError: no server is there.
+        """
+        return [RemoteModel(self, model) for model in self._models()]
+
+    def model(self, name: str = "", version: str = "") -> RemoteModel:
+        """Return the model called `name`, or the only one; its newest version, or the one of a number or digest.
+
+        Raises:
+            RemoteError: no server is there, or it has no such model.
+        """
+        return RemoteModel(self, choose(self.address, self._models(), name, version))
+
+    def _models(self) -> list[wire.Model]:
+        return list(self.call(lambda stub, more: stub.ListModels(wire.ListModelsRequest(), **more)).models)
+
+    def call(self, what: Callable[[Any, dict[str, Any]], Reply], model: Served | None = None) -> Reply:
+        """Make a call, and again where that may help; its failures are RemoteErrors."""
+        patience = self.patience()
+        while True:
+            try:
+                reply = what(self.stub, self.more(self.options.timeout))
+                self._met = True
+                return reply
+            except grpc.RpcError as failure:
+                self.wait(patience, failure, model)
+
+    def patience(self) -> Patience:
+        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
+        return Patience(self.address, self.options.patience if self._met else 0.0)
+
+    def more(self, timeout: float | None) -> dict[str, Any]:
+        """Return what every call is made with."""
+        return {"timeout": timeout, "metadata": self.options.metadata}
+
+    def wait(self, patience: Patience, failure: grpc.RpcError, model: Served | None) -> None:
+        """Pause before a call is made again.
+
+        Raises:
+            RemoteError: it should not be.
+        """
+        try:
+            pause = patience.pause(failure)
+        except RemoteError as error:
+            raise (model._sharpen(error, failure) if model else error) from None
+        if self._closed.wait(pause):
+            raise RemoteError(f"the connection to {self.address} was closed meanwhile") from None

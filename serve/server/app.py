@@ -1,0 +1,202 @@
+"""The server put together: opened, warmed up, ready, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from serve.bundle import DEFAULT, Bundle
+from serve.errors import ServeError, SettingsError
+from serve.server import admin, health, inference, sampling
+from serve.server.batcher import Budget
+from serve.server.folder import Loader, engines
+from serve.server.gate import Gate
+from serve.server.models import Registry, Sampler
+from serve.server.security import Tokens, credentials
+from serve.server.settings import Settings
+from serve.server.telemetry import Telemetry, tracing
+from serve.stubs import inference_pb2_grpc
+from serve.stubs.admin.v1 import admin_pb2_grpc
+from serve.stubs.sampling.v1 import sampling_pb2_grpc
+
+HANDSHAKE_SECONDS = 20  # for TLS and HTTP/2; who takes longer is not going to send a request
+
+log = logging.getLogger("serve-vae")
+
+
+class App:
+    """A server. Make it on a running event loop.
+
+    Args:
+        settings: All of its configuration.
+        opened: Opens a bundle on the devices; the settings' engines by default.
+
+    Raises:
+        SettingsError: a file or an address that cannot be used.
+    """
+
+    def __init__(self, settings: Settings, opened: Callable[[Bundle], Sequence[Sampler]] | None = None) -> None:
+        self._settings = settings
+        tokens = Tokens(settings.tokens) if settings.tokens else None
+        secure = credentials(settings)
+        self.telemetry = Telemetry()
+        budget = Budget(settings.queue_samples, settings.queue_bytes)
+        self.registry = Registry(self._tell_health)
+        self.loader = Loader(settings, self.registry, budget, self.telemetry, opened or engines(settings))
+        self.telemetry.collect_from(self.registry, budget)
+        self.gate = Gate(self.telemetry, tokens, settings.max_requests, settings.log_requests)
+        self._stopping = False
+        services = (sampling.SERVICE, inference.SERVICE, *([admin.SERVICE] if settings.admin else []))
+        self.health = health.HealthService(services)
+        outer = tracing() if settings.otel else []
+        self._server = grpc.aio.server(interceptors=[*outer, self.gate], options=_options(settings))
+        encoders = sampling.Encoders(self.telemetry)
+        sampling_pb2_grpc.add_SamplingServiceServicer_to_server(
+            sampling.SamplingService(self.registry, encoders), self._server
+        )
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            inference.InferenceService(self.registry, settings.max_delay), self._server
+        )
+        if settings.admin:
+            admin_pb2_grpc.add_AdminServiceServicer_to_server(
+                admin.AdminService(self.registry, self.loader), self._server
+            )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        reflection.enable_server_reflection((*services, health.SERVICE, reflection.SERVICE_NAME), self._server)
+        self.address = _listen(self._server, settings.listen, secure)
+        if settings.metrics:
+            self.telemetry.listen(settings.metrics)
+
+    async def start(self) -> None:
+        """Answer calls, load the models, and only then be ready.
+
+        Raises:
+            ServeError: a model that was named cannot be served, or the folder has none that can and nobody watches it.
+        """
+        await self._server.start()
+        try:
+            await load_models(self._settings, self.loader, self.registry)
+        except ServeError:
+            await self._server.stop(None)
+            raise
+        log.info("ready, listening on %s", self.address)
+
+    async def stop(self, grace: float) -> None:
+        """Say that nothing more is taken, finish what was accepted within so many seconds, and end the rest."""
+        self._stopping = True
+        self._tell_health()
+        stopped = asyncio.ensure_future(self._server.stop(grace))
+        idle = asyncio.ensure_future(self.gate.idle())
+        await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
+        idle.cancel()
+        await self._server.stop(0)  # who watches health would stay until the grace is over
+        await stopped
+
+    def _tell_health(self) -> None:
+        self.health.set(len(self.registry) > 0 and not self._stopping)
+
+
+async def load_models(settings: Settings, loader: Loader, registry: Registry) -> None:
+    """Load what the settings name.
+
+    Raises:
+        ServeError: a model that was named cannot be served, or the folder has none that can and nobody watches it.
+    """
+    if settings.folder:
+        if not settings.folder.is_dir():
+            raise SettingsError(f"--models {settings.folder} is no folder")
+        await loader.scan(settle=False)
+    for path in dict.fromkeys(settings.models or (() if settings.folder else (DEFAULT,))):
+        await loader.load(Path(path))
+    if not len(registry) and not (settings.watch or settings.admin):
+        raise SettingsError(f"{settings.folder} has no model that can be served; export one there, or pass --watch")
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what was accepted; a second signal ends it now.
+
+    Raises:
+        ServeError: the server cannot be started like this.
+    """
+    signals, loop = asyncio.Queue[int](), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    app = App(settings)
+    signalled = asyncio.ensure_future(signals.get())
+    started = asyncio.ensure_future(app.start())
+    await asyncio.wait((started, signalled), return_when=asyncio.FIRST_COMPLETED)
+    if started.done():
+        started.result()
+        watching = asyncio.ensure_future(app.loader.watch(settings.watch)) if settings.watch else None
+        await signalled
+        if watching:
+            watching.cancel()
+    else:
+        started.cancel()
+    log.info("stopping: no new requests; what was accepted has %.0f s", settings.grace)
+    stopping = asyncio.ensure_future(app.stop(settings.grace))
+    again = asyncio.ensure_future(signals.get())
+    await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        log.warning("stopping now: a second signal")
+        await app.stop(0)
+    with suppress(asyncio.CancelledError):
+        await stopping
+
+
+async def check(settings: Settings) -> list[str]:
+    """Do all that a start does, but listen; return a line for each model.
+
+    Raises:
+        ServeError: what would keep the server from starting.
+    """
+    telemetry, registry = Telemetry(), Registry()
+    if settings.tokens:
+        Tokens(settings.tokens)
+    credentials(settings)
+    if settings.otel:
+        tracing()
+    loader = Loader(settings, registry, Budget(0, 0), telemetry, engines(settings))
+    await load_models(settings, loader, registry)
+    lines = [
+        f"{model.name} version {model.version}: {model.card.precision}, sha256 {model.digest}"
+        for model in registry.models()
+    ]
+    await registry.close()
+    return lines
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    """Return gRPC's channel arguments."""
+    options = {
+        # A second server on the port is then an error instead of a thief of requests.
+        "grpc.so_reuseport": 0,
+        "grpc.max_receive_message_length": settings.message_bytes,
+        "grpc.max_concurrent_streams": settings.streams,
+        "grpc.keepalive_time_ms": int(settings.keepalive * 1000),
+        "grpc.keepalive_timeout_ms": 20_000,
+        "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.server_handshake_timeout_ms": HANDSHAKE_SECONDS * 1000,
+        "grpc.max_connection_idle_ms": int(settings.connection_idle * 1000),
+    }
+    if settings.connection_age:
+        options["grpc.max_connection_age_ms"] = int(settings.connection_age * 1000)
+        options["grpc.max_connection_age_grace_ms"] = int(settings.grace * 1000)
+    return list(options.items())
+
+
+def _listen(server: grpc.aio.Server, address: str, secure: grpc.ServerCredentials | None) -> str:
+    try:
+        port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
+    except RuntimeError:
+        raise ServeError(f"cannot listen on {address}: it is in use, or not this machine's; choose another") from None
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"

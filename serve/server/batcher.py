@@ -1,0 +1,324 @@
+"""The batcher: whose samples the engines compute next.
+
+Requests from all clients wait in one weighted fair queue (start-time fair queueing, Goyal et al. 1996): each has a
+virtual time that advances by the samples it was given, divided by its class's weight, and the one furthest behind
+goes first. So requests of a class have equal shares however large they are, a newcomer is served in the next
+batch, and nothing starves. A batch is filled from as many requests as it takes; the noise contract makes that
+invisible in the pictures.
+
+Every engine has a thread that takes from the queue; the event loop only puts requests in and waits for chunks. A
+request may run only some chunks ahead of its reader, which bounds the memory of a stream of any length.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from serve.engine import Images
+from serve.noise import Noise
+from serve.server.refusal import Code, Refusal
+
+WEIGHT = {"interactive": 16.0, "bulk": 1.0}
+RATE_MEMORY = 0.9  # of the running mean of samples a second
+LONGEST_RETRY = 30.0  # seconds
+
+
+class Device(Protocol):
+    """What the batcher needs of an engine."""
+
+    @property
+    def batch(self) -> int: ...
+
+    def compute(self, noise: Noise) -> Images:
+        """Return the images of noise [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels]."""
+
+
+class Watcher(Protocol):
+    """Who is told what the batcher does."""
+
+    def computed(self, samples: int, waits: Sequence[float], seconds: float) -> None:
+        """Take note of a batch: its samples, how long each part of it waited, how long it computed."""
+
+
+@dataclass(eq=False)
+class Budget:
+    """The most work that a server holds at a time, in samples and in bytes of pictures."""
+
+    samples: int
+    bytes: int
+    held_samples: int = 0
+    held_bytes: int = 0
+
+    def fits(self, samples: int, size: int) -> bool:
+        """Tell whether so much more may be held."""
+        return self.held_samples + samples <= self.samples and self.held_bytes + size <= self.bytes
+
+    def hold(self, samples: int, size: int) -> None:
+        """Count work, or with negative numbers its end."""
+        self.held_samples += samples
+        self.held_bytes += size
+
+
+@dataclass(eq=False)
+class Request:
+    """Samples that one caller wants, in chunks, in order.
+
+    Args:
+        noise: Gives the noise [count, noise_size] of samples offset ... offset + count - 1.
+        count: How many samples.
+        chunk: Samples that the caller takes at a time.
+        ahead: Chunks that may be computed before the caller has taken the one before them.
+        priority: "interactive" or "bulk".
+        deadline: In time.monotonic()'s seconds; nothing is computed for it later.
+    """
+
+    noise: Callable[[int, int], Noise]
+    count: int
+    chunk: int
+    ahead: int = 2
+    priority: str = "interactive"
+    deadline: float = math.inf
+    # The queue's side, under its lock.
+    given: int = 0  # samples that engines were given
+    limit: int = 0  # samples that they may be given by now
+    virtual: float = 0.0
+    queued: bool = False
+    since: float = 0.0  # when it came to wait
+    ended: bool = False
+    # The reader's side, on the event loop.
+    problem: Exception | None = None
+    chunks: dict[int, list[tuple[int, Images]]] = field(default_factory=dict)
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def wanted(self) -> int:
+        """Samples that may be computed now."""
+        return 0 if self.ended else min(self.limit, self.count) - self.given
+
+    @property
+    def held(self) -> int:
+        """The most samples that are ever held for it."""
+        return min(self.count, self.chunk * self.ahead)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a request that shares a batch with others."""
+
+    request: Request
+    offset: int
+    count: int
+    waited: float  # seconds
+
+
+class Batcher:
+    """A queue and the engines that work on it. Make it on a running event loop.
+
+    Args:
+        engines: One a device; each gives the same samples.
+        budget: Shared by all batchers of a server.
+        sample_bytes: Bytes of one picture.
+        delay: Seconds that a batch which is not full may wait for more.
+        watcher: Told of each batch.
+    """
+
+    def __init__(
+        self, engines: Sequence[Device], budget: Budget, sample_bytes: int, delay: float, watcher: Watcher
+    ) -> None:
+        self._engines = engines
+        self._budget = budget
+        self._sample_bytes = sample_bytes
+        self._delay = delay
+        self._watcher = watcher
+        self._loop = asyncio.get_running_loop()
+        self._changed = threading.Condition()
+        self._heap: list[tuple[float, int, int, Request]] = []
+        self._order = itertools.count()
+        self._virtual = 0.0
+        self._rate = 0.0  # of one engine, samples a second
+        self._ending = False
+        self._requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.waiting = 0  # samples in the queue
+        self._threads = [threading.Thread(target=self._work, args=(each,), daemon=True) for each in engines]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, request: Request) -> AsyncGenerator[list[Images]]:
+        """Yield a request's chunks: arrays [n, height, width, channels] that together are the chunk, in order.
+
+        Close it (contextlib.aclosing), and what was not computed by then never will be.
+
+        Raises:
+            Refusal: the server is full, or the deadline passed.
+            Exception: whatever the engine raised.
+        """
+        held, size = request.held, request.held * self._sample_bytes
+        if not self._budget.fits(held, size):
+            raise Refusal(
+                Code.RESOURCE_EXHAUSTED,
+                f"the server is full: {self._budget.held_samples} samples are under way and {held} more do not fit in "
+                f"{self._budget.samples} or {self._budget.bytes >> 20} MiB; repeat after the delay in RetryInfo",
+                self._retry_after(),
+            )
+        self._budget.hold(held, size)
+        self._requests += 1
+        self._idle.clear()
+        try:
+            for at in range(0, request.count, request.chunk):
+                self._allow(request, at + held)
+                yield await _chunk(request, at // request.chunk, min(request.chunk, request.count - at))
+        finally:
+            self._end(request)
+            request.chunks.clear()
+            self._budget.hold(-held, -size)
+            self._requests -= 1
+            if not self._requests:
+                self._idle.set()
+
+    async def close(self) -> None:
+        """Wait until every request is done, then end the threads."""
+        await self._idle.wait()
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
+
+    def _retry_after(self) -> float:
+        """Return when about half of what is under way will be done, in seconds."""
+        seconds = self._budget.held_samples / (self._rate * len(self._engines)) / 2 if self._rate else 1.0
+        return min(max(seconds, 0.05), LONGEST_RETRY)
+
+    def _allow(self, request: Request, limit: int) -> None:
+        with self._changed:
+            before = request.wanted
+            request.limit = limit
+            self.waiting += request.wanted - before
+            self._queue(request)
+
+    def _end(self, request: Request) -> None:
+        with self._changed:
+            self.waiting -= request.wanted
+            request.ended = True
+
+    def _queue(self, request: Request) -> None:
+        """Put a request that wants something into the queue, once. The lock is held."""
+        if request.queued or not request.wanted:
+            return
+        request.queued = True
+        request.since = time.monotonic()
+        # Who wanted nothing for a while has no claim to what it left to others.
+        request.virtual = max(request.virtual, self._virtual)
+        heapq.heappush(self._heap, (request.virtual, request.given, next(self._order), request))
+        self._changed.notify()
+
+    def _deliver(self, pieces: list[Piece], images: Images) -> None:
+        """Hand out a batch's pictures, on the event loop; views, so that the one copy is that into a message."""
+        at = 0
+        for piece in pieces:
+            request = piece.request
+            for offset, index, count in _by_chunk(piece):
+                begin = at + offset - piece.offset
+                if not request.ended:
+                    request.chunks.setdefault(index, []).append((offset, images[begin : begin + count]))
+            at += piece.count
+            request.arrived.set()
+
+    def _fail(self, requests: list[Request], problem: Exception) -> None:
+        """End requests, on the event loop."""
+        for request in requests:
+            self._end(request)
+            request.problem = problem
+            request.arrived.set()
+
+    # What follows runs in the engines' threads.
+
+    def _work(self, engine: Device) -> None:
+        while pieces := self._take(engine.batch):
+            began = time.monotonic()
+            try:
+                images = engine.compute(_noise(pieces))
+            except Exception as error:  # whatever a device raises ends these requests, not the thread
+                self._loop.call_soon_threadsafe(self._fail, [piece.request for piece in pieces], error)
+                continue
+            seconds = time.monotonic() - began
+            self._loop.call_soon_threadsafe(self._deliver, pieces, images)
+            rate = len(images) / max(seconds, 1e-9)
+            self._rate = RATE_MEMORY * (self._rate or rate) + (1 - RATE_MEMORY) * rate
+            self._watcher.computed(len(images), [piece.waited for piece in pieces], seconds)
+
+    def _take(self, batch: int) -> list[Piece]:
+        """Wait for work, and return up to a batch of it; nothing at the end."""
+        with self._changed:
+            pieces: list[Piece] = []
+            while not pieces:
+                while not self._heap:
+                    if self._ending:
+                        return []
+                    self._changed.wait()
+                until = time.monotonic() + self._delay
+                while self.waiting < batch and (left := until - time.monotonic()) > 0:
+                    self._changed.wait(left)
+                pieces = self._fill(batch)
+            return pieces
+
+    def _fill(self, room: int) -> list[Piece]:
+        """Return whose turn it is. The lock is held."""
+        now, pieces, expired = time.monotonic(), [], []
+        while self._heap and room:
+            request = heapq.heappop(self._heap)[-1]
+            request.queued = False
+            count = min(request.wanted, room)
+            if not count:
+                continue
+            if request.deadline <= now:
+                expired.append(request)
+                continue
+            pieces.append(Piece(request, request.given, count, now - request.since))
+            self._virtual = max(self._virtual, request.virtual)
+            request.virtual += count / WEIGHT[request.priority]
+            request.given += count
+            self.waiting -= count
+            room -= count
+            self._queue(request)
+        if expired:
+            late = Refusal(Code.DEADLINE_EXCEEDED, "the deadline passed before an engine was free; allow more time")
+            self._loop.call_soon_threadsafe(self._fail, expired, late)
+        return pieces
+
+
+async def _chunk(request: Request, index: int, count: int) -> list[Images]:
+    """Wait for all parts of a chunk."""
+    while request.problem is None and sum(len(images) for _, images in request.chunks.get(index, ())) < count:
+        request.arrived.clear()
+        await request.arrived.wait()
+    if request.problem is not None:
+        raise request.problem
+    parts = sorted(request.chunks.pop(index), key=lambda part: part[0])  # two engines may finish out of turn
+    return [images for _, images in parts]
+
+
+def _by_chunk(piece: Piece) -> Iterator[tuple[int, int, int]]:
+    """Yield (offset, index of the chunk, count) for each chunk that a piece touches."""
+    at, stop, chunk = piece.offset, piece.offset + piece.count, piece.request.chunk
+    while at < stop:
+        count = min(stop - at, chunk - at % chunk)
+        yield at, at // chunk, count
+        at += count
+
+
+def _noise(pieces: list[Piece]) -> Noise:
+    noises = [piece.request.noise(piece.offset, piece.count) for piece in pieces]
+    return noises[0] if len(noises) == 1 else np.concatenate(noises)

@@ -1,0 +1,172 @@
+"""From files to served models: validate fully, warm up, then swap; what cannot be served changes nothing.
+
+A model's version is the number at the end of its file's name (`faces@3.onnx`), or 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from serve.bundle import Bundle, load
+from serve.engine import Engine
+from serve.errors import BundleError, EngineError, ServeError
+from serve.noise import draw
+from serve.server.batcher import Budget
+from serve.server.models import Model, Registry, Sampler
+from serve.server.settings import Settings
+from serve.server.telemetry import Telemetry
+
+VERSION = re.compile(r"@([1-9]\d{0,8})\.onnx$")
+PROBE = 4  # samples that devices have to agree on
+
+Stamp = tuple[int, int, int]
+
+log = logging.getLogger("serve-vae")
+
+
+def engines(settings: Settings) -> Callable[[Bundle], Sequence[Sampler]]:
+    """Return what opens a bundle on every device of the settings."""
+
+    def opened(bundle: Bundle) -> Sequence[Sampler]:
+        made = [Engine(bundle, device, settings.threads, settings.max_batch) for device in settings.devices]
+        probes = [engine.compute(draw(0, 0, min(PROBE, engine.batch), bundle.card.noise_size)) for engine in made]
+        for engine, probe in zip(made[1:], probes[1:], strict=True):
+            if not np.array_equal(probe, probes[0]):
+                raise EngineError(
+                    f"{engine.device} and {made[0].device} give other pictures, which breaks the noise contract "
+                    "within one server; serve them from two"
+                )
+        return made
+
+    return opened
+
+
+class Loader:
+    """Loads files into a registry, and keeps it like a folder.
+
+    Args:
+        settings: Devices, batches, the folder.
+        registry: Where models go.
+        budget: Shared by all models.
+        telemetry: Told of loads and batches.
+        opened: Opens a bundle on the devices.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        budget: Budget,
+        telemetry: Telemetry,
+        opened: Callable[[Bundle], Sequence[Sampler]],
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._budget = budget
+        self._telemetry = telemetry
+        self._opened = opened
+        self._one = asyncio.Lock()  # at a time: warming up takes all cores
+        self._served: dict[Path, Model] = {}
+        self._tried: dict[Path, Stamp] = {}
+        self._seen: dict[Path, Stamp] = {}
+
+    async def load(self, path: Path) -> Model:
+        """Serve a file, in the place of what it or its version was before.
+
+        Raises:
+            ServeError: why it cannot be served. Nothing has changed then.
+        """
+        async with self._one:
+            try:
+                model = await self._load(path)
+            except ServeError:
+                self._telemetry.loads.labels("refused").inc()
+                raise
+        self._telemetry.loads.labels("loaded").inc()
+        what = f"{model.card.precision}, {', '.join(model.devices)}, sha256 {model.digest[:12]}"
+        log.info("serving %s version %d (%s)", model.name, model.version, what)
+        return model
+
+    async def _load(self, path: Path) -> Model:
+        match = VERSION.search(path.name)
+        version = int(match[1]) if match else 1
+        bundle = await asyncio.to_thread(load, path)
+        for other, model in self._served.items():
+            if other != path and (model.name, model.version) == (bundle.card.name, version):
+                again = f"two files are {model.name} version {version}: {other.name} and {path.name}"
+                raise BundleError(f"{again}; call one {model.name}@{version + 1}.onnx")
+        made = await asyncio.to_thread(self._open, path, bundle)
+        watcher = self._telemetry.watcher(bundle.card.name)
+        model = Model(made, version, self._budget, self._settings.max_delay, watcher)
+        before = self._served.get(path)
+        self._registry.put(model)
+        if before:
+            self._registry.drop(before)  # unless `put` has replaced it already
+        self._served[path] = model
+        return model
+
+    def _open(self, path: Path, bundle: Bundle) -> Sequence[Sampler]:
+        try:
+            return self._opened(bundle)
+        except ServeError:
+            raise
+        except Exception as error:  # what a runtime raises while it warms up shares no base
+            reason = str(error).strip().splitlines()[0]
+            raise BundleError(f"{path.name} does not run: {reason}") from None
+
+    def unload(self, model: Model) -> None:
+        """Serve a model no longer; its file is not looked at again until it changes."""
+        self._served = {path: each for path, each in self._served.items() if each is not model}
+        self._registry.drop(model)
+        log.info("no longer serving %s version %d", model.name, model.version)
+
+    def listing(self) -> dict[str, Path]:
+        """Return the folder's model files by name: the only way from a name on the wire to a file."""
+        assert self._settings.folder is not None
+        return {path.name: path for path in sorted(self._settings.folder.iterdir()) if path.suffix == ".onnx"}
+
+    async def scan(self, settle: bool = True) -> None:
+        """Make the registry like the folder; what cannot be loaded is logged and left until it changes.
+
+        Args:
+            settle: Whether a file has to look the same twice before it is read: it may still be being written.
+        """
+        try:
+            files = await asyncio.to_thread(self._stamps)
+        except OSError as error:
+            log.error("cannot look at the model folder, which stays as it was: %s", error.strerror)
+            return
+        for path in [each for each in self._served if each.parent == self._settings.folder and each not in files]:
+            self.unload(self._served[path])
+        self._tried = {path: stamp for path, stamp in self._tried.items() if path in files}
+        for path, stamp in files.items():
+            if self._tried.get(path) == stamp or (settle and self._seen.get(path) != stamp):
+                continue
+            self._tried[path] = stamp
+            try:
+                await self.load(path)
+            except ServeError as error:
+                log.error("refused %s; what was served before still is: %s", path.name, error)
+        self._seen = files
+
+    async def watch(self, seconds: float) -> None:
+        """Look at the folder every so many seconds, for ever."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.scan()
+
+    def _stamps(self) -> dict[Path, Stamp]:
+        stamps = {}
+        for path in self.listing().values():
+            try:
+                stat = path.stat()
+            except FileNotFoundError:
+                continue  # taken away between the listing and now
+            stamps[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        return stamps

@@ -1,0 +1,166 @@
+"""What is served: models by name and version, put in and taken out while requests run.
+
+A request that names no version gets the highest. Whoever holds a model may finish with it: what is replaced ends
+once its last request is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from serve.bundle import Card
+from serve.noise import Noise, draw
+from serve.server.batcher import Batcher, Budget, Device, Watcher
+from serve.server.refusal import Code, Refusal
+
+MESSAGE_BYTES = 4 * 2**20 - 2**16  # what a client with gRPC's defaults takes, less room for the rest
+CHUNK_BYTES = 2**19  # of a stream's messages: batches up to this, or one that is larger,
+CHUNK_MOST = 2**20  # within this
+
+
+class Sampler(Device, Protocol):
+    """What a server needs of an engine."""
+
+    card: Card
+    digest: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request for a model may hold.
+
+    Attributes:
+        count: Samples in a message.
+        chunk: Samples in a stream's message.
+        ahead: Chunks of a stream that may be computed before they are read.
+    """
+
+    count: int
+    chunk: int
+    ahead: int
+
+    @classmethod
+    def of(cls, batch: int, sample_bytes: int) -> Limits:
+        """Return the limits for a batch size and pictures of so many bytes."""
+        batches = max(1, CHUNK_BYTES // (batch * sample_bytes))
+        chunk = max(1, min(batch * batches, CHUNK_MOST // sample_bytes))
+        # While one chunk is sent, a whole batch can be computed.
+        return cls(max(1, MESSAGE_BYTES // sample_bytes), chunk, 1 + math.ceil(batch / chunk))
+
+
+class Model:
+    """A version of a model, being served. Make it on a running event loop.
+
+    Args:
+        engines: One a device.
+        version: A whole number.
+        budget: Shared by all models.
+        delay: Seconds that a batch which is not full may wait.
+        watcher: Told of each batch.
+    """
+
+    def __init__(
+        self, engines: Sequence[Sampler], version: int, budget: Budget, delay: float, watcher: Watcher
+    ) -> None:
+        self.card = engines[0].card
+        self.digest = engines[0].digest
+        self.devices = [engine.device for engine in engines]
+        self.name, self.version = self.card.name, version
+        self.batch = engines[0].batch
+        sample_bytes = math.prod(self.card.image_shape)
+        self.limits = Limits.of(self.batch, sample_bytes)
+        self.batcher = Batcher(engines, budget, sample_bytes, delay, watcher)
+
+    def noise(self, seed: int, start: int, temperature: float) -> Callable[[int, int], Noise]:
+        """Return what draws a range's noise, by offset and count."""
+        scale = np.float32(temperature)
+        return lambda offset, count: draw(seed, start + offset, count, self.card.noise_size) * scale
+
+
+class Registry:
+    """The models that a server has now. For the event loop only.
+
+    Args:
+        changed: Called whenever a model came or went.
+    """
+
+    def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self._models: dict[str, dict[int, Model]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._changed = changed
+
+    def __len__(self) -> int:
+        return sum(map(len, self._models.values()))
+
+    def models(self, name: str = "") -> list[Model]:
+        """Return all models, or all versions of one, by name and falling version.
+
+        Raises:
+            Refusal: NOT_FOUND, no model of that name.
+        """
+        if name:
+            versions = self._named(name)
+            return [versions[number] for number in sorted(versions, reverse=True)]
+        return [model for each in sorted(self._models) for model in self.models(each)]
+
+    def get(self, name: str, version: str = "") -> Model:
+        """Return a model by name (empty: the only one) and version or digest (empty: the highest version).
+
+        Raises:
+            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all.
+        """
+        versions = self._named(name)
+        if not version:
+            return versions[max(versions)]
+        found = [model for model in versions.values() if version in (str(model.version), model.digest)]
+        if not found:
+            have = ", ".join(map(str, sorted(versions)))
+            raise Refusal(Code.NOT_FOUND, f"version must be one of {have}, or one's digest. Received: {version[:80]!r}")
+        return found[0]
+
+    def put(self, model: Model) -> None:
+        """Serve a model from now on; one of the same name and version ends when its requests are done."""
+        versions = self._models.setdefault(model.name, {})
+        before = versions.get(model.version)
+        versions[model.version] = model
+        if before:
+            self._retire(before)
+        self._changed()
+
+    def drop(self, model: Model) -> None:
+        """Serve a model no longer, once its requests are done."""
+        versions = self._models.get(model.name, {})
+        if versions.get(model.version) is model:
+            del versions[model.version]
+            if not versions:
+                del self._models[model.name]
+            self._retire(model)
+            self._changed()
+
+    async def close(self) -> None:
+        """Drop every model, and wait until all requests are done."""
+        for model in self.models():
+            self.drop(model)
+        await asyncio.gather(*self._retiring)
+
+    def _named(self, name: str) -> dict[int, Model]:
+        if not self._models:
+            raise Refusal(Code.UNAVAILABLE, "no model is ready yet; repeat in a moment", 1.0)
+        if not name and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            have = ", ".join(sorted(self._models))
+            raise Refusal(Code.NOT_FOUND, f"model must be one of {have}. Received: {name[:80]!r}")
+        return self._models[name]
+
+    def _retire(self, model: Model) -> None:
+        task = asyncio.get_running_loop().create_task(model.batcher.close())
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
