@@ -1,34 +1,43 @@
 """Exit with 0 where a server says it is serving: `python -m serve.healthcheck [ADDRESS]`.
 
-For containers' and supervisors' health checks; it asks grpc.health.v1.
+For containers' and supervisors' health checks; it asks grpc.health.v1, which needs no token.
 """
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 from typing import Any
 
+import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serve.client import Options
 from serve.server.settings import LISTEN
 
 SECONDS = 3.0
+FILE = click.Path(path_type=Path)
 
 
-def main(address: str) -> int:
-    """Return 0 if the server at `address` is serving, else 1 with a line that says what it is instead."""
-    with grpc.insecure_channel(address) as channel:
+@click.command()
+@click.argument("address", default=LISTEN)
+@click.option("--ca", metavar="FILE", type=FILE, help="Trust this authority, by TLS.")
+@click.option("--cert", metavar="FILE", type=FILE, help="Show this certificate.")
+@click.option("--key", metavar="FILE", type=FILE, help="Its key.")
+def main(address: str, ca: Path | None, cert: Path | None, key: Path | None) -> None:
+    """Exit with 0 if the server at ADDRESS is serving, else with 1; a line says what it is."""
+    secure = Options(ca=ca, cert=cert, key=key).credentials()
+    with grpc.secure_channel(address, secure) if secure else grpc.insecure_channel(address) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs leave the calls out
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         except grpc.RpcError as error:
-            print(f"{address}: {error.code().name}", file=sys.stderr)
-            return 1
+            click.echo(f"{address}: {error.code().name}", err=True)
+            raise SystemExit(1) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    print(f"{address}: {status}", file=sys.stderr)
-    return int(reply.status != health_pb2.HealthCheckResponse.SERVING)
+    click.echo(f"{address}: {status}", err=True)
+    raise SystemExit(int(reply.status != health_pb2.HealthCheckResponse.SERVING))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*(sys.argv[1:] or [LISTEN])))
+    main()

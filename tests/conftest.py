@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -87,24 +90,32 @@ def smoke_bundle(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @contextmanager
-def serving(*words: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A real server on a free port of the loopback, told to stop at the end."""
+def serving(
+    *words: object, log: Path | None = None, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A real server on a free port of the loopback, told to stop at the end; what it says goes to `log`."""
     full = [str(BIN / "serve-vae"), "--listen", "127.0.0.1:0", *map(str, words)]
-    with subprocess.Popen(full, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        lines = []
-        try:
-            for line in process.stderr:
-                lines.append(line)
-                if "ready, listening on" in line:
-                    break
-            else:
-                pytest.fail("".join(lines))
-            yield line.split()[-1], process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=60)
+    with ExitStack() as stack:
+        path = log or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
+        with (
+            path.open("wb") as said,
+            path.open() as heard,
+            subprocess.Popen(full, stderr=said, env={**os.environ, **environment}) as process,
+        ):
+            try:
+                line = ""
+                while "ready, listening on" not in line:
+                    ended = process.poll() is not None
+                    line = heard.readline()
+                    if ended and not line:
+                        pytest.fail(path.read_text())
+                    if not line:
+                        select.select([], [], [], 0.02)  # a file cannot be waited for
+                yield json.loads(line)["message"].split()[-1] if line.startswith("{") else line.split()[-1], process
+            finally:
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

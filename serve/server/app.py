@@ -110,14 +110,14 @@ async def load_models(settings: Settings, loader: Loader, registry: Registry) ->
     Raises:
         ServeError: a model that was named cannot be served, or the folder has none that can and nobody watches it.
     """
-    if settings.folder:
-        if not settings.folder.is_dir():
-            raise SettingsError(f"--models {settings.folder} is no folder")
+    if settings.models:
+        if not settings.models.is_dir():
+            raise SettingsError(f"--models {settings.models} is no folder")
         await loader.scan(settle=False)
-    for path in dict.fromkeys(settings.models or (() if settings.folder else (DEFAULT,))):
+    for path in dict.fromkeys(settings.model or (() if settings.models else (DEFAULT,))):
         await loader.load(Path(path))
     if not len(registry) and not (settings.watch or settings.admin):
-        raise SettingsError(f"{settings.folder} has no model that can be served; export one there, or pass --watch")
+        raise SettingsError(f"{settings.models} has no model that can be served; export one there, or pass --watch")
 
 
 async def serve(settings: Settings) -> None:

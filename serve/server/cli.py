@@ -41,15 +41,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 # Models
 @click.option(
     "--model",
-    "models",
     metavar="FILE",
     multiple=True,
     type=FILE,
     help="A bundle to serve, under its card's name (repeatable).  [default: the embedded faces]",
 )
-@click.option(
-    "--models", "folder", metavar="FOLDER", type=FILE, help="Serve every NAME.onnx and NAME@VERSION.onnx in it."
-)
+@click.option("--models", metavar="FOLDER", type=FILE, help="Serve every NAME.onnx and NAME@VERSION.onnx in it.")
 @click.option(
     "--watch",
     metavar="SECONDS",
@@ -61,7 +58,6 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 # Devices and batches
 @click.option(
     "--device",
-    "devices",
     metavar="NAME",
     multiple=True,
     default=("auto",),

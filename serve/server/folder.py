@@ -34,7 +34,7 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Sampler]]:
     """Return what opens a bundle on every device of the settings."""
 
     def opened(bundle: Bundle) -> Sequence[Sampler]:
-        made = [Engine(bundle, device, settings.threads, settings.max_batch) for device in settings.devices]
+        made = [Engine(bundle, device, settings.threads, settings.max_batch) for device in settings.device]
         probes = [engine.compute(draw(0, 0, min(PROBE, engine.batch), bundle.card.noise_size)) for engine in made]
         for engine, probe in zip(made[1:], probes[1:], strict=True):
             if not np.array_equal(probe, probes[0]):
@@ -128,8 +128,8 @@ class Loader:
 
     def listing(self) -> dict[str, Path]:
         """Return the folder's model files by name: the only way from a name on the wire to a file."""
-        assert self._settings.folder is not None
-        return {path.name: path for path in sorted(self._settings.folder.iterdir()) if path.suffix == ".onnx"}
+        assert self._settings.models is not None
+        return {path.name: path for path in sorted(self._settings.models.iterdir()) if path.suffix == ".onnx"}
 
     async def scan(self, settle: bool = True) -> None:
         """Make the registry like the folder; what cannot be loaded is logged and left until it changes.
@@ -142,7 +142,7 @@ class Loader:
         except OSError as error:
             log.error("cannot look at the model folder, which stays as it was: %s", error.strerror)
             return
-        for path in [each for each in self._served if each.parent == self._settings.folder and each not in files]:
+        for path in [each for each in self._served if each.parent == self._settings.models and each not in files]:
             self.unload(self._served[path])
         self._tried = {path: stamp for path, stamp in self._tried.items() if path in files}
         for path, stamp in files.items():

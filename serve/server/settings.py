@@ -21,12 +21,12 @@ class Settings:
 
     listen: str = LISTEN
     # Models
-    models: tuple[Path, ...] = ()
-    folder: Path | None = None
+    model: tuple[Path, ...] = ()
+    models: Path | None = None  # a folder
     watch: float = 0.0  # seconds; 0: never
     admin: bool = False
     # Devices and batches
-    devices: tuple[str, ...] = ("auto",)
+    device: tuple[str, ...] = ("auto",)
     threads: int = 0
     max_batch: int = 0
     max_delay: float = 0.001  # seconds
@@ -64,9 +64,9 @@ class Settings:
                 f"{self.listen} can be reached from other machines; pass --tls-cert and --tls-key, or --tokens, "
                 "or --insecure if everybody is meant"
             )
-        if self.watch and not self.folder:
+        if self.watch and not self.models:
             raise SettingsError("--watch looks after a folder of models; pass --models FOLDER")
-        if self.admin and not self.folder:
+        if self.admin and not self.models:
             raise SettingsError("--admin loads files from a folder of models; pass --models FOLDER")
         if self.admin and not self.tokens and not is_loopback(self.listen):
             raise SettingsError("--admin beyond this machine needs --tokens, one of them with admin = true")

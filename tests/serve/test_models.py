@@ -1,0 +1,234 @@
+"""Several models and versions, changed while the server runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+
+from serve import Client, Engine, load
+from serve.bundle import CARD_KEY
+from serve.errors import Changed, Rejected
+from serve.stubs.admin.v1 import admin_pb2 as admin
+from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
+from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
+from tests.conftest import assert_clear_error, command, serving
+
+
+@pytest.fixture(scope="module")
+def variant(smoke_bundle: Path) -> Callable[..., bytes]:
+    """Make the smoke model under another name, or darker."""
+
+    def make(name: str = "smoke", brightness: float = 1.0) -> bytes:
+        model = onnx.load(smoke_bundle)
+        entry = next(each for each in model.metadata_props if each.key == CARD_KEY)
+        entry.value = json.dumps({**json.loads(entry.value), "name": name})
+        if brightness != 1:
+            weights = model.graph.initializer[0]
+            values = onnx.numpy_helper.to_array(weights) * np.float32(brightness)
+            weights.CopyFrom(onnx.numpy_helper.from_array(values.astype(np.float32), weights.name))
+        return model.SerializeToString()
+
+    return make
+
+
+def put(data: bytes, path: Path) -> None:
+    """Write a file as tools that are not careful do, in two pieces."""
+    with path.open("wb") as file:
+        file.write(data[: len(data) // 2])
+        file.flush()
+        file.write(data[len(data) // 2 :])
+
+
+def digests(client: Client) -> dict[tuple[str, str], str]:
+    return {(model.name, model.version): model.digest for model in client.models()}
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Ask until something is so; the test's own time limit is a minute."""
+    given_up = threading.Event()
+    timer = threading.Timer(60, given_up.set)
+    timer.start()
+    while not true():
+        assert not given_up.wait(0.05), "a minute has passed"
+    timer.cancel()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, variant: Callable[..., bytes]) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    put(variant(), folder / "smoke.onnx")
+    put(variant(brightness=0.5), folder / "smoke@2.onnx")
+    put(variant("cats"), folder / "cats.onnx")
+    return folder
+
+
+@pytest.fixture
+def watched(folder: Path) -> Iterator[str]:
+    with serving("--models", folder, "--watch", 0.05, "--admin") as (address, _):
+        yield address
+
+
+def test_models_and_versions_are_told_apart(watched: str, folder: Path) -> None:
+    old, new = (Engine(load(folder / name), device="cpu") for name in ("smoke.onnx", "smoke@2.onnx"))
+    assert not np.array_equal(old.sample(1, 0, 3), new.sample(1, 0, 3))
+    with Client(watched) as client:
+        assert sorted(digests(client)) == [("cats", "1"), ("smoke", "1"), ("smoke", "2")]
+        for version, engine in (("", new), ("2", new), ("1", old), (old.digest, old)):
+            model = client.model("smoke", version)
+            assert model.digest == engine.digest
+            assert np.array_equal(model.sample(1, 0, 3), engine.sample(1, 0, 3))
+        with pytest.raises(Rejected, match="several models"):
+            client.model()
+        with pytest.raises(Rejected, match="version"):
+            client.model("smoke", "3")
+    with grpc.insecure_channel(watched) as channel:
+        stub = rpc.SamplingServiceStub(channel)
+        assert stub.GetModel(wire.GetModelRequest(model="smoke", version="1")).model.digest == old.digest
+        with pytest.raises(grpc.RpcError) as error:
+            stub.Sample(wire.SampleRequest(range=wire.Range(model="smoke", version="7", count=1)))
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        assert "version must be one of 1, 2" in error.value.details()
+
+
+def test_files_come_change_and_go(watched: str, folder: Path, variant: Callable[..., bytes]) -> None:
+    with Client(watched) as client:
+        before = digests(client)
+        put(variant("dogs"), folder / "dogs.onnx")
+        until(lambda: ("dogs", "1") in digests(client))
+        (folder / "cats.onnx").unlink()
+        until(lambda: ("cats", "1") not in digests(client))
+        put(variant(brightness=0.25), folder / "smoke@2.onnx")
+        until(lambda: digests(client)["smoke", "2"] != before["smoke", "2"])
+        assert digests(client)["smoke", "1"] == before["smoke", "1"]
+
+
+def test_a_bad_file_is_refused_and_the_old_one_keeps_serving(
+    folder: Path, variant: Callable[..., bytes], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with serving("--models", folder, "--watch", 0.05, log=log) as (address, _), Client(address) as client:
+        before = digests(client)
+        (folder / "smoke@2.onnx").write_bytes(variant()[:-3000])
+        (folder / "text.onnx").write_text("this is no model")
+        put(variant("cats", 0.5), folder / "again.onnx")  # the same name and version as cats.onnx
+        until(lambda: log.read_text().count("refused") >= 3)
+        assert digests(client) == before
+        assert len(client.model("smoke").sample(0, 0, 3)) == 3
+        text = log.read_text()
+        assert "refused text.onnx" in text
+        assert "two files are cats version 1" in text
+        assert "Traceback" not in text
+        # Mended, it is taken.
+        put(variant(brightness=0.75), folder / "smoke@2.onnx")
+        until(lambda: digests(client)["smoke", "2"] != before["smoke", "2"])
+
+
+def test_no_request_fails_while_a_model_is_swapped_under_load(
+    watched: str, folder: Path, variant: Callable[..., bytes]
+) -> None:
+    looks = [variant(brightness=each) for each in (1.0, 0.5, 0.25)]
+    engines = {}
+    for number, data in enumerate(looks):
+        path = folder.parent / f"{number}.onnx"
+        path.write_bytes(data)
+        engine = Engine(load(path), device="cpu")
+        engines[engine.digest] = engine.sample(3, 0, 500)
+    stop, problems, seen = threading.Event(), [], set()
+
+    def load_it() -> None:
+        with grpc.insecure_channel(watched, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            stub = rpc.SamplingServiceStub(channel)
+            while not stop.is_set():
+                try:
+                    one = stub.Sample(wire.SampleRequest(range=wire.Range(model="smoke", seed=3, count=40)), timeout=60)
+                    many = stub.SampleStream(
+                        wire.SampleStreamRequest(range=wire.Range(model="smoke", seed=3, count=500)), timeout=60
+                    )
+                    for chunk in [one.chunk, *(each.chunk for each in many)]:
+                        pixels = np.frombuffer(chunk.pixels, np.uint8).reshape(-1, 16, 16, 3)
+                        wanted = engines[chunk.digest][chunk.start : chunk.start + chunk.count]
+                        if not np.array_equal(pixels, wanted):
+                            problems.append(f"wrong samples of {chunk.digest}")
+                        seen.add(chunk.digest)
+                except grpc.RpcError as error:
+                    problems.append(str(error.code()))
+                except KeyError as error:
+                    problems.append(f"an unknown model {error}")
+
+    threads = [threading.Thread(target=load_it) for _ in range(4)]
+    with Client(watched) as client:
+        for thread in threads:
+            thread.start()
+        pinned = client.model("smoke")
+        for number in (0, 1, 2):
+            part = folder / "part"
+            part.write_bytes(looks[number])
+            os.replace(part, folder / "smoke@2.onnx")
+            until(lambda number=number: problems or list(engines)[number] in seen)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not problems
+        # Who began with a model is told that it is another one, and never given its samples.
+        with pytest.raises(Changed, match="changed the model smoke"):
+            pinned.sample(3, 0, 1)
+
+
+def test_admin_calls_load_and_unload(folder: Path, variant: Callable[..., bytes]) -> None:
+    with (
+        serving("--models", folder, "--admin") as (address, _),
+        grpc.insecure_channel(address) as channel,
+        Client(address) as client,
+    ):
+        stub = admin_rpc.AdminServiceStub(channel)
+        put(variant("dogs"), folder / "dogs.onnx")
+        loaded = stub.LoadModel(admin.LoadModelRequest(file="dogs.onnx"), timeout=60)
+        assert (loaded.model, loaded.version) == ("dogs", "1")
+        assert digests(client)["dogs", "1"] == loaded.digest
+        stub.UnloadModel(admin.UnloadModelRequest(model="smoke"), timeout=60)
+        assert sorted(digests(client)) == [("cats", "1"), ("dogs", "1")]
+        stub.LoadModel(admin.LoadModelRequest(file="smoke.onnx"), timeout=60)
+        assert ("smoke", "1") in digests(client)
+        (folder / "bad.onnx").write_text("this is no model")
+        for file, code in (
+            ("bad.onnx", grpc.StatusCode.FAILED_PRECONDITION),
+            ("absent.onnx", grpc.StatusCode.NOT_FOUND),
+            ("../models/dogs.onnx", grpc.StatusCode.NOT_FOUND),
+            (str(folder / "dogs.onnx"), grpc.StatusCode.NOT_FOUND),
+        ):
+            with pytest.raises(grpc.RpcError) as error:
+                stub.LoadModel(admin.LoadModelRequest(file=file), timeout=60)
+            assert error.value.code() is code
+
+
+def test_admin_calls_are_off_by_default(server: str) -> None:
+    with grpc.insecure_channel(server) as channel, pytest.raises(grpc.RpcError) as error:
+        admin_rpc.AdminServiceStub(channel).LoadModel(admin.LoadModelRequest(file="x.onnx"), timeout=20)
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_several_engines_share_a_queue(smoke_bundle: Path) -> None:
+    words = ("--model", smoke_bundle, "--device", "cpu", "--device", "cpu", "--threads", 1, "--max-batch", 8)
+    with serving(*words) as (address, _), Client(address) as client:
+        got = np.concatenate([images for _, images in client.model().stream(5, 0, 3000)])
+        assert np.array_equal(got, Engine(load(smoke_bundle), device="cpu").sample(5, 0, 3000))
+
+
+def test_folders_that_cannot_be_served(tmp_path: Path) -> None:
+    assert_clear_error(command("serve-vae", "--models", tmp_path / "absent"), "is no folder")
+    (tmp_path / "text.onnx").write_text("this is no model")
+    result = command("serve-vae", "--models", tmp_path)
+    assert_clear_error(result, "no model that can be served")
+    assert "refused text.onnx" in result.stderr
+    assert_clear_error(command("serve-vae", "--watch", 1), "--models FOLDER", code=2)
+    assert_clear_error(command("serve-vae", "--admin"), "--models FOLDER", code=2)

@@ -1,0 +1,209 @@
+"""Who may call, over what connection, and how much."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc_status import rpc_status
+
+from serve import Client, Options
+from serve.errors import Denied, Overloaded, RemoteError, Unreachable
+from serve.stubs.admin.v1 import admin_pb2 as admin
+from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
+from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
+from tests.conftest import BIN, assert_clear_error, command, serving
+
+
+class Authority:
+    """A certificate authority with files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._ca = trustme.CA()
+        self.folder = folder
+        self.ca = folder / "ca.pem"
+        self._ca.cert_pem.write_to_path(str(self.ca))
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        issued = self._ca.issue_cert("127.0.0.1", "localhost")
+        cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        issued.private_key_pem.write_to_path(str(key))
+        cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+        return cert, key
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def serial(address: str, ca: Path) -> int:
+    """Return the serial number of the certificate that a server shows."""
+    host, _, port = address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(ca))
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection((host, int(port)), 20) as plain,
+        context.wrap_socket(plain, server_hostname=host) as s,
+    ):
+        shown = s.getpeercert()
+        assert shown is not None
+        return int(str(shown["serialNumber"]), 16)
+
+
+def test_tls_and_a_certificate_that_is_renewed(smoke_bundle: Path, authority: Authority) -> None:
+    cert, key = authority.issue("server")
+    words = ("--model", smoke_bundle, "--tls-cert", cert, "--tls-key", key)
+    with serving(*words) as (address, _):
+        with Client(address, Options(ca=authority.ca)) as client:
+            assert len(client.model().sample(0, 0, 3)) == 3
+        with Client(address) as client, pytest.raises(Unreachable):
+            client.models()
+        before = serial(address, authority.ca)
+        renewed, its_key = authority.issue("renewed")
+        os.replace(its_key, key)
+        os.replace(renewed, cert)
+        assert serial(address, authority.ca) != before
+        now = serial(address, authority.ca)
+        cert.write_text("half a certi")  # a renewal that went wrong keeps the one before
+        assert serial(address, authority.ca) == now
+
+
+def test_mutual_tls_asks_for_a_certificate_of_the_authority(
+    smoke_bundle: Path, authority: Authority, tmp_path: Path
+) -> None:
+    cert, key = authority.issue("server")
+    mine, my_key = authority.issue("client")
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other")
+    theirs, their_key = stranger.issue("stranger")
+    words = ("--model", smoke_bundle, "--tls-cert", cert, "--tls-key", key, "--tls-client-ca", authority.ca)
+    with serving(*words) as (address, _):
+        with Client(address, Options(ca=authority.ca, cert=mine, key=my_key)) as client:
+            assert len(client.model().sample(0, 0, 3)) == 3
+        for options in (Options(ca=authority.ca), Options(ca=authority.ca, cert=theirs, key=their_key)):
+            with Client(address, options) as client, pytest.raises(RemoteError):
+                client.models()
+        out = tmp_path / "out"
+        tls = ("--ca", authority.ca, "--cert", mine, "--key", my_key)
+        assert command("sample-cli", "--server", address, *tls, "--n", 3, "--out", out).returncode == 0
+        check = [
+            BIN / "python",
+            "-m",
+            "serve.healthcheck",
+            address,
+            "--ca",
+            authority.ca,
+            "--cert",
+            mine,
+            "--key",
+            my_key,
+        ]
+        assert subprocess.run(check).returncode == 0
+
+
+def token(file: Path, name: str, more: str = "") -> str:
+    made = command("serve-vae", "--tokens", file, "--new-token", name)
+    assert made.returncode == 0, made.stderr
+    with file.open("a") as text:
+        text.write(more)
+    return made.stdout.strip()
+
+
+def test_tokens(smoke_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    alice, bob = token(file, "alice"), token(file, "bob", "admin = true\n")
+    assert alice not in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+    with serving("--models", folder, "--admin", "--tokens", file) as (address, _):
+        with Client(address, Options(token=alice)) as client:
+            assert len(client.model().sample(0, 0, 3)) == 3
+        for wrong in ("", "x", alice[:-1], alice + "x", alice.upper()):
+            with Client(address, Options(token=wrong)) as client, pytest.raises(Denied, match="UNAUTHENTICATED"):
+                client.models()
+        assert subprocess.run([BIN / "python", "-m", "serve.healthcheck", address]).returncode == 0
+        result = command("sample-cli", "--server", address, "--n", 3, "--out", tmp_path / "out")
+        assert_clear_error(result, "UNAUTHENTICATED", "a token that this server knows is needed")
+        result = command("sample-cli", "--server", address, "--n", 3, "--out", tmp_path / "out", SAMPLE_TOKEN=alice)
+        assert result.returncode == 0, result.stderr
+        with grpc.insecure_channel(address) as channel:
+            stub = admin_rpc.AdminServiceStub(channel)
+            request = admin.LoadModelRequest(file="smoke.onnx")
+            with pytest.raises(grpc.RpcError) as error:
+                stub.LoadModel(request, metadata=[("authorization", f"Bearer {alice}")], timeout=60)
+            assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            assert stub.LoadModel(request, metadata=[("authorization", f"Bearer {bob}")], timeout=60).model == "smoke"
+        # Taken out of the file, a token opens nothing any more; a file that makes no sense changes nothing.
+        text = file.read_text()
+        file.write_text("this is no toml")
+        with Client(address, Options(token=alice)) as client:
+            client.models()
+        file.write_text(text[text.index("[tokens.bob]") :])
+        with Client(address, Options(token=alice)) as client, pytest.raises(Denied):
+            client.models()
+
+
+def test_a_tokens_own_allowance(smoke_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    slow = token(file, "slow", "samples_per_second = 200\n")
+    single = token(file, "single", "requests = 1\n")
+    with serving("--model", smoke_bundle, "--tokens", file) as (address, _):
+        with grpc.insecure_channel(address) as channel:
+            stub = rpc.SamplingServiceStub(channel)
+            mine = [("authorization", f"Bearer {slow}")]
+            request = wire.SampleRequest(range=wire.Range(count=150))
+            stub.Sample(request, metadata=mine, timeout=60)
+            with pytest.raises(grpc.RpcError) as error:
+                [stub.Sample(request, metadata=mine, timeout=60) for _ in range(3)]
+            assert error.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = rpc_status.from_call(error.value)
+            info = RetryInfo()
+            assert status.details[0].Unpack(info)
+            assert 0 < info.retry_delay.ToTimedelta().total_seconds() <= 1
+        with Client(address, Options(token=slow)) as client:
+            assert len(client.model().sample(0, 0, 150)) == 150  # our client comes back by itself
+        with Client(address, Options(token=single, patience=0)) as client:
+            model = client.model()
+            stream = model.stream(0, 0, 10**6)
+            next(stream)
+            with pytest.raises(Overloaded, match="requests at a time"):
+                model.sample(0, 0, 1)
+            stream.close()
+
+
+@pytest.mark.parametrize("file", ["", "x", "[tokens.a]\nsha256 = 'ab'", "[tokens.a]\nrequests = 1", "tokens = 3"])
+def test_files_of_tokens_that_are_none(file: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.toml"
+    path.write_text(file)
+    assert_clear_error(command("serve-vae", "--tokens", path, "--listen", "127.0.0.1:0"), "no file of tokens")
+
+
+def test_certificates_that_are_none(authority: Authority, tmp_path: Path) -> None:
+    cert, key = authority.issue("server")
+    other = authority.issue("other")[1]
+    for words in (("--tls-cert", cert, "--tls-key", other), ("--tls-cert", key, "--tls-key", cert)):
+        assert_clear_error(command("serve-vae", *words, "--check"), "no certificate and its key")
+    assert_clear_error(command("serve-vae", "--tls-cert", cert), "go together", code=2)
+
+
+def test_listening_beyond_this_machine_needs_tls_tokens_or_insecure(authority: Authority, tmp_path: Path) -> None:
+    cert, key = authority.issue("server")
+    file = tmp_path / "tokens.toml"
+    token(file, "alice")
+    beyond = ("serve-vae", "--listen", "0.0.0.0:8470", "--check")
+    assert_clear_error(command(*beyond), "--insecure", code=2)
+    for words in (("--tls-cert", cert, "--tls-key", key), ("--tokens", file), ("--insecure",)):
+        result = command(*beyond, *words)
+        assert result.returncode == 0, result.stderr
+        assert "the configuration is good" in result.stdout
