@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
 from tests.conftest import BIN
 
 ROOT = Path(__file__).parents[1]
-STUBS = ("sampling/v1/sampling.proto", "onnx/v1/model.proto")
+STUBS = ("sampling/v1/sampling.proto", "admin/v1/admin.proto", "onnx/v1/model.proto", "inference.proto")
+FIRST_RELEASE = ROOT / "tests/data/protos-0.1.0.binpb"  # what `buf build protos -o FILE` made of it
 
 
 def test_regenerating_the_stubs_changes_nothing(tmp_path: Path) -> None:
     out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
     files = [f"serve/stubs/{name}" for name in STUBS]
-    include = "-Iserve/stubs=protos/balancedvae"
-    subprocess.run([BIN / "python", "-m", "grpc_tools.protoc", include, *out, *files], cwd=ROOT, check=True)
+    include = [f"-Iserve/stubs=protos/{folder}" for folder in ("balancedvae", "inference")]
+    subprocess.run([BIN / "python", "-m", "grpc_tools.protoc", *include, *out, *files], cwd=ROOT, check=True)
     committed = sorted((ROOT / "serve/stubs").rglob("*_pb2*.py*"))
     committed = [path for path in committed if path.suffix in (".py", ".pyi")]
-    assert len(committed) == 5
+    assert len(committed) == 11
     for path in committed:
         assert path.read_bytes() == (tmp_path / path.relative_to(ROOT)).read_bytes(), f"make protos: {path.name}"
 
 
-def test_the_protos_are_buf_clean(tmp_path: Path) -> None:
-    config = json.dumps({"version": "v2", "modules": [{"path": "protos"}], "lint": {"use": ["STANDARD"]}})
-    result = subprocess.run([BIN / "buf", "lint", "--config", config], cwd=ROOT, capture_output=True, text=True)
+def buf(*words: str | Path, protos: Path = ROOT / "protos", **config: object) -> subprocess.CompletedProcess[str]:
+    full = json.dumps({"version": "v2", "modules": [{"path": protos.name}], **config})
+    return subprocess.run([BIN / "buf", *words, "--config", full], cwd=protos.parent, capture_output=True, text=True)
+
+
+def test_the_protos_are_buf_clean() -> None:
+    # The Open Inference Protocol's names are not ours to choose.
+    result = buf("lint", lint={"use": ["STANDARD"], "ignore": ["protos/inference"]})
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_clients_of_the_first_release_are_still_understood(tmp_path: Path) -> None:
+    rules = {"use": ["WIRE_JSON"]}
+    result = buf("breaking", "--against", FIRST_RELEASE, breaking=rules)
+    assert result.returncode == 0, result.stdout + result.stderr
+    changed = shutil.copytree(ROOT / "protos", tmp_path / "protos")
+    proto = changed / "balancedvae/sampling/v1/sampling.proto"
+    proto.write_text(proto.read_text().replace("uint64 seed = 2;", "uint64 seed = 20;"))
+    result = buf("breaking", "--against", FIRST_RELEASE, protos=changed, breaking=rules)
+    assert result.returncode != 0
+    assert "seed" in result.stdout
