@@ -6,7 +6,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from serve.engine import Images, runtime
+from serve.devices import runtime
+from serve.engine import Images
 from serve.noise import Noise
 
 

@@ -7,30 +7,28 @@ taken on trust: at warm-up every bucket has to give the same bytes as the larges
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from importlib import import_module
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from serve import devices
 from serve.bundle import Bundle, Card
+from serve.devices import Device
 from serve.errors import EngineError
 from serve.noise import Noise, draw
 
 Images = npt.NDArray[np.uint8]
+Run = Callable[[Noise], Images]
 
-DEVICES = ("auto", "cuda", "openvino", "cpu")
-BATCH = {"cuda": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
-SMALL = 8  # the smallest bucket; below it, padding costs less than another tuned shape
-NEEDS = {
-    "cuda": "NVIDIA's driver and pip install 'balanced-vae[gpu]'",
-    "openvino": "an Intel processor and pip install 'balanced-vae[openvino]'",
-}
-NVIDIA_DRIVER = Path("/dev/nvidiactl")
-PROBE = 16  # samples that buckets have to agree on
+BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
+SEEN = 8  # samples, at least, that each bucket is compared in at warm-up
+
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -38,32 +36,63 @@ class Engine:
 
     Args:
         bundle: The model.
-        device: One of DEVICES; auto takes the first that is there.
+        device: As `serve.devices.parse` takes it, or "auto": the first that is there of CUDA, OpenVINO and the CPU.
         threads: CPU threads; 0 for all cores.
         batch: The largest batch; 0 for the device's default. It changes speed, never samples.
+        cuda_graphs: Replay each bucket's kernels as one; needs a CUDA device.
+        cache: Where TensorRT keeps what it compiled; None for the user's cache.
+
+    Attributes:
+        card: What the bundle says of itself.
+        digest: SHA-256 of the bundle.
+        device: Where it runs, such as "cpu" or "cuda:0".
+        buckets: The batch sizes in use, ascending.
 
     Raises:
-        EngineError: no ONNX Runtime, no such device, or a graph the runtime refuses.
+        EngineError: no ONNX Runtime, no such device, too little memory, or a graph the runtime refuses.
 
     >>> engine = Engine(load())
     >>> engine.sample(seed=7, start=100, count=5).shape
     (5, 64, 64, 3)
     """
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, batch: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        threads: int = 0,
+        batch: int = 0,
+        *,
+        cuda_graphs: bool = False,
+        cache: Path | None = None,
+    ) -> None:
         self.card: Card = bundle.card
         self.digest = bundle.digest
-        if device not in DEVICES:
-            raise EngineError(f"device must be one of {', '.join(DEVICES)}. Received: {device!r}")
-        onnxruntime = runtime()
-        for self.device in DEVICES[1:] if device == "auto" else (device,):
-            self._session = _open(onnxruntime, bundle.data, self.device, threads)
-            if self._session is not None:
+        chosen = devices.candidates(device)
+        if cuda_graphs:
+            chosen = [each for each in chosen if each.kind == "cuda"]
+            if not chosen:
+                raise EngineError(f"CUDA graphs need a cuda device. Received: {device!r}")
+        for each in chosen:
+            try:
+                runs = _open(bundle, each, sizes(each, batch), threads, cuda_graphs, cache)
+            except EngineError as error:
+                if each == chosen[-1]:
+                    raise
+                log.warning("passing over %s: %s", each, error)
+                continue
+            if runs:
                 break
         else:
-            raise EngineError(f"there is no {device} device here: it needs {NEEDS[device]}; or pass --device cpu")
-        batch = batch or BATCH[self.device]
-        self.buckets = self._warm_up(sorted({min(SMALL, batch), batch}))
+            raise EngineError(
+                f"there is no {each.kind} device here: it needs {devices.NEEDS[each.kind]}; or pass --device cpu"
+            )
+        self._device, self._runs = each, runs
+        # The runtime keeps a GPU's handles and CUDA graphs by thread: those of the warm-up are to be those in use.
+        self._thread = ThreadPoolExecutor(1, "engine") if each.gpu else None
+        self.device = str(each)
+        self.buckets = self._warm_up(sorted(runs))
+        self._runs = {size: runs[size] for size in self.buckets}
 
     @property
     def name(self) -> str:
@@ -76,16 +105,30 @@ class Engine:
         return self.buckets[-1]
 
     def compute(self, noise: Noise) -> Images:
-        """Return the images of noise [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels]."""
-        return self.run(noise)
+        """Return the images of noise float32 [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels].
+
+        One run of one bucket; only noise that is short of a bucket is copied. The images are the caller's: no later
+        run writes to them. Threads may call this together; a GPU takes one call at a time.
+
+        Raises:
+            ValueError: noise of another type or shape.
+            EngineError: the device failed, or has too little memory.
+        """
+        rows = len(noise)
+        if noise.dtype != np.float32 or noise.shape[1:] != (self.card.noise_size,) or not 1 <= rows <= self.batch:
+            raise ValueError(
+                f"noise must be float32 [1 to {self.batch}, {self.card.noise_size}]. "
+                f"Received: {noise.dtype} {list(noise.shape)}"
+            )
+        return self._run_bucket(noise, next(size for size in self.buckets if size >= rows))[:rows]
 
     def run(self, noise: Noise) -> Images:
         """Return the images of noise [n, noise_size], n of any size: uint8 [n, height, width, channels]."""
+        if 1 <= len(noise) <= self.batch:
+            return self.compute(noise)
         images = np.empty((len(noise), *self.card.image_shape), np.uint8)
         for at in range(0, len(noise), self.batch):
-            part = noise[at : at + self.batch]
-            bucket = next(size for size in self.buckets if size >= len(part))
-            images[at : at + len(part)] = self._run_bucket(part, bucket)[: len(part)]
+            images[at : at + self.batch] = self.compute(noise[at : at + self.batch])
         return images
 
     def sample(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Images:
@@ -105,80 +148,114 @@ class Engine:
     def _run_bucket(self, noise: Noise, bucket: int) -> Images:
         if len(noise) < bucket:
             noise = np.concatenate([noise, np.zeros((bucket - len(noise), noise.shape[1]), np.float32)])
-        images: Images = self._session.run(["images"], {"noise": noise})[0]
-        return images
+        run = self._runs[bucket]
+        try:
+            return self._thread.submit(run, noise).result() if self._thread else run(noise)
+        except Exception as error:  # the runtime's own exceptions share no base
+            raise devices.refused(
+                error, self._device, f"the {self._device} device failed in a batch of {bucket}"
+            ) from None
 
     def _warm_up(self, buckets: list[int]) -> list[int]:
-        """Run every bucket; return those whose samples are the largest one's, byte for byte."""
-        noise = draw(0, 0, PROBE, self.card.noise_size)
-        self.buckets = buckets[-1:]
-        wanted = self.run(noise)
-        agreed = []
-        for bucket in buckets:
-            self.buckets = [bucket]
-            # Not from the first on, so that samples also change their row within the batch.
-            if np.array_equal(self.run(noise[3:]), wanted[3:]):
-                agreed.append(bucket)
-        if buckets[-1] not in agreed:
+        """Run every bucket, full; return those whose samples are the largest one's, byte for byte."""
+        batch = buckets[-1]
+        shift = batch // 2
+        noise = draw(0, 0, batch + shift, self.card.noise_size)
+        wanted = self._run_bucket(noise[:batch], batch)
+        # Half of the samples again: in other rows, beside other samples.
+        if not np.array_equal(self._run_bucket(noise[shift:], batch)[: batch - shift], wanted[shift:]):
             raise EngineError(
                 f"on the {self.device} device samples depend on what shares their batch, which breaks the noise "
                 "contract; choose another --device"
             )
-        return agreed
+        least = 2 if self._device.gpu else 1  # the first run records the CUDA graph that the others replay
+        agreed = [batch]
+        for bucket in buckets[:-1]:
+            starts = np.linspace(1, batch - bucket, max(least, SEEN // bucket)).astype(int)
+            parts = [slice(at, at + bucket) for at in starts]
+            if all(np.array_equal(self._run_bucket(noise[part], bucket), wanted[part]) for part in parts):
+                agreed.append(bucket)
+            else:
+                log.info("%s on %s: batches of %d differ from those of %d", self.name, self.device, bucket, batch)
+        return sorted(agreed)
 
 
-def runtime() -> Any:
-    """Import ONNX Runtime, its telemetry off."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        return import_module("onnxruntime")
-    except ImportError:
-        raise EngineError("ONNX Runtime is not installed: pip install 'balanced-vae[cpu]' (or gpu, openvino)") from None
+class Binding:
+    """A session whose noise and images each have one place, for batches of one size. One thread at a time.
 
-
-def _open(runtime: Any, model: bytes, device: str, threads: int) -> Any:
-    """Return a session on a device, or None where the device or its provider is not there.
-
-    Raises:
-        EngineError: the device is there and refuses the graph.
+    Args:
+        session: The InferenceSession.
+        noise: An OrtValue, float32 [size, noise_size], where the session reads.
+        images: An OrtValue, uint8 [size, height, width, channels], where it writes.
+        graph: The number of its CUDA graph, or -1 for none.
     """
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    providers: list[Any] | None = ["CPUExecutionProvider"]
-    if device == "cuda":
-        # Without a driver the runtime would take the CPU instead, with pages of warnings.
-        if "CUDAExecutionProvider" not in runtime.get_available_providers() or not NVIDIA_DRIVER.exists():
-            return None
-        runtime.preload_dlls()  # CUDA and cuDNN as pip brings them
-        # TF32 would take samples more than a grey level away from other engines'.
-        settings = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-        providers = [("CUDAExecutionProvider", settings), "CPUExecutionProvider"]
-    elif device == "openvino":
-        if not _add_openvino(runtime, options):
-            return None
-        providers = None  # the options name the device
+
+    def __init__(self, session: Any, noise: Any, images: Any, graph: int = -1) -> None:
+        self._session, self._noise, self._images = session, noise, images
+        self._places = session.io_binding()
+        self._places.bind_ortvalue_input("noise", noise)
+        self._places.bind_ortvalue_output("images", images)
+        self._options = devices.runtime().RunOptions()
+        self._options.add_run_config_entry("gpu_graph_id", str(graph))
+
+    def __call__(self, noise: Noise) -> Images:
+        """Return the images of as much noise as there is place for; they are the caller's."""
+        self._noise.update_inplace(noise)
+        self._session.run_with_iobinding(self._places, self._options)
+        images: Images = self._images.numpy()
+        # From a device it is a copy already; in host memory it is the place itself, which the next run overwrites.
+        return images if images.flags.owndata else images.copy()
+
+
+def sizes(device: Device, batch: int = 0) -> list[int]:
+    """Return the buckets to try on a device, ascending; the last is `batch`, or the device's default for 0."""
+    batch = batch or BATCH[device.kind]
+    # A CPU takes as long as there are rows, so no batch is padded by more than half its size. A GPU should take
+    # about as long for 8 as for 1, and each bucket costs it memory and warm-up.
+    steps = (
+        (8 * 4**power for power in range(16)) if device.gpu else (1, 2, *(n << p for p in range(16) for n in (3, 4)))
+    )
+    return [*(size for size in steps if size < batch), batch]
+
+
+def _open(
+    bundle: Bundle, device: Device, buckets: list[int], threads: int, cuda_graphs: bool, cache: Path | None
+) -> dict[int, Run]:
+    """Return what runs each bucket; nothing where the device is not there."""
+    # TensorRT tells engines apart by the graph's structure, not by its weights: each model has a folder of its own.
+    folder = (cache or devices.cache_folder()) / f"{bundle.digest[:16]}-{devices.runtime().__version__}"
+    table = devices.providers(device, buckets, bundle.card.noise_size, folder, cuda_graphs)
+    session = None
+    runs: dict[int, Run] = {}
+    for bucket in reversed(buckets):
+        # The CUDA provider's convolutions keep the plan of their last shape only: one session, and every change of
+        # bucket would plan them all again. TensorRT's engine holds the plans of all.
+        if session is None or device.kind == "cuda":
+            session = devices.open_session(bundle.data, device, table, threads)
+        if session is None:
+            return {}
+        runs[bucket] = _bind(session, device, bucket, bundle.card, cuda_graphs) if device.gpu else _plain(session)
+    return runs
+
+
+def _plain(session: Any) -> Run:
+    return lambda noise: session.run(["images"], {"noise": noise})[0]
+
+
+def _bind(session: Any, device: Device, bucket: int, card: Card, cuda_graphs: bool) -> Binding:
+    """Bind a session to memory of a GPU, and its images to page-locked memory where there is some.
+
+    A CUDA graph ends on the GPU: what copies from there is not in it.
+    """
+    place = devices.runtime().OrtValue.ortvalue_from_shape_and_type
+    locked = None if cuda_graphs else devices.page_locked(device)
+    shape = [bucket, *card.image_shape]
     try:
-        session = runtime.InferenceSession(model, options, providers=providers)
+        noise = place([bucket, card.noise_size], np.float32, "cuda", device.index)
+        if locked is None:
+            images = place(shape, np.uint8, "cuda", device.index)
+        else:
+            images = place(shape, np.uint8, memory_info=locked)
+        return Binding(session, noise, images, bucket if cuda_graphs else -1)
     except Exception as error:  # the runtime's own exceptions share no base
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(f"the {device} device cannot run this model: {reason}") from None
-    if device == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
-        return None
-    return session
-
-
-def _add_openvino(runtime: Any, options: Any) -> bool:
-    """Register OpenVINO's plug-in provider for its CPU device, where the package is installed."""
-    try:
-        plugin = import_module("onnxruntime_ep_openvino")
-    except ImportError:
-        return False
-    name = plugin.get_ep_name()
-    if not any(device.ep_name == name for device in runtime.get_ep_devices()):
-        runtime.register_execution_provider_library(name, plugin.get_library_path())
-    devices = [each for each in runtime.get_ep_devices() if each.ep_name == name and "CPU" in str(each.device.type)]
-    if devices:
-        # The latency hint keeps one inference request, hence one order of summation.
-        options.add_provider_for_devices(devices[:1], {"load_config": '{"CPU": {"PERFORMANCE_HINT": "LATENCY"}}'})
-    return bool(devices)
+        raise devices.refused(error, device, f"the {device} device has no room for a batch of {bucket}") from None

@@ -83,7 +83,12 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
 @click.option("--ca", metavar="FILE", type=FILE, help="Trust this authority's certificate for --server, by TLS.")
 @click.option("--cert", metavar="FILE", type=FILE, help="Show --server this certificate of one's own.")
 @click.option("--key", metavar="FILE", type=FILE, help="Its key.")
-@click.option("--device", type=click.Choice(("auto", "cuda", "openvino", "cpu")), default="auto", help="In process.")
+@click.option(
+    "--device",
+    metavar="NAME",
+    default="auto",
+    help="In process: cpu, openvino, cuda, cuda:1, tensorrt; auto: the first.",
+)
 @click.option("--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all cores.")
 @click.option("--batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="Largest batch; 0: the device's.")
 def main(

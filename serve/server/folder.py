@@ -34,7 +34,17 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Sampler]]:
     """Return what opens a bundle on every device of the settings."""
 
     def opened(bundle: Bundle) -> Sequence[Sampler]:
-        made = [Engine(bundle, device, settings.threads, settings.max_batch) for device in settings.device]
+        made = [
+            Engine(
+                bundle,
+                device,
+                settings.threads,
+                settings.max_batch,
+                cuda_graphs=settings.cuda_graphs,
+                cache=settings.cache,
+            )
+            for device in settings.device
+        ]
         probes = [engine.compute(draw(0, 0, min(PROBE, engine.batch), bundle.card.noise_size)) for engine in made]
         for engine, probe in zip(made[1:], probes[1:], strict=True):
             if not np.array_equal(probe, probes[0]):

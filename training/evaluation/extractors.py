@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.engine import NVIDIA_DRIVER
+from serve.devices import NVIDIA_DRIVER
 from training.errors import DataError
 
 Images = npt.NDArray[np.uint8]

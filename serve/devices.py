@@ -1,0 +1,250 @@
+"""How a bundle's bytes become an ONNX Runtime session on a device.
+
+Providers are configured for samples that do not change with the batch, the process or the machine: no TF32, no
+float16, nothing chosen by a stopwatch where that can be helped. What each option is for stands beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from serve.errors import EngineError
+
+AUTO = ("cuda", "openvino", "cpu")
+FORMS = "auto, cpu, openvino, cuda, cuda:N, tensorrt or tensorrt:N"
+NEEDS = {
+    "cuda": "NVIDIA's driver and pip install 'balanced-vae[gpu]'",
+    "tensorrt": "NVIDIA's driver and pip install 'balanced-vae[gpu]' 'tensorrt-cu13<11'",
+    "openvino": "an Intel processor and pip install 'balanced-vae[openvino]'",
+}
+NVIDIA_DRIVER = Path("/dev/nvidiactl")
+MOST_REASON = 300  # characters of a runtime's message that are passed on
+
+Providers = list[tuple[str, dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a model runs.
+
+    Attributes:
+        kind: "cpu", "openvino", "cuda" or "tensorrt".
+        index: Which GPU, as CUDA counts them; 0 for the other kinds.
+    """
+
+    kind: str
+    index: int = 0
+
+    @property
+    def gpu(self) -> bool:
+        """Whether it is an NVIDIA GPU."""
+        return self.kind in ("cuda", "tensorrt")
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.index}" if self.gpu else self.kind
+
+
+def parse(text: str) -> Device:
+    """Return the device that a text names.
+
+    Raises:
+        EngineError: it names none.
+
+    >>> parse("cuda:1")
+    Device(kind='cuda', index=1)
+    """
+    found = re.fullmatch(r"(cpu|openvino)|(cuda|tensorrt)(?::([0-9]{1,3}))?", text)
+    if not found:
+        raise EngineError(f"device must be one of {FORMS}. Received: {text!r}")
+    plain, gpu, index = found.groups()
+    return Device(plain or gpu, int(index or 0))
+
+
+def candidates(text: str) -> list[Device]:
+    """Return what to try, in this order: for "auto" the devices of AUTO, else the one that is named.
+
+    Raises:
+        EngineError: as `parse`.
+    """
+    return [parse(each) for each in (AUTO if text == "auto" else (text,))]
+
+
+def runtime() -> Any:
+    """Import ONNX Runtime, its telemetry off.
+
+    Raises:
+        EngineError: it is not installed.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        return import_module("onnxruntime")
+    except ImportError:
+        raise EngineError("ONNX Runtime is not installed: pip install 'balanced-vae[cpu]' (or gpu, openvino)") from None
+
+
+def cache_folder() -> Path:
+    """Return where compiled models are kept unless the user names a folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "balanced-vae" / "tensorrt"
+
+
+def providers(
+    device: Device, buckets: Sequence[int], noise_size: int, cache: Path, cuda_graphs: bool = False
+) -> Providers:
+    """Return the ONNX Runtime providers of a device, the preferred one first: (name, options).
+
+    Args:
+        device: The device.
+        buckets: The batch sizes that will run.
+        noise_size: Values of noise a sample.
+        cache: TensorRT's folder for this one model.
+        cuda_graphs: Record each bucket's kernels and replay them as one; kind "cuda" only.
+    """
+    cpu: Providers = [("CPUExecutionProvider", {})]
+    if device.kind == "openvino":
+        # The latency hint keeps one inference request, hence one order of summation.
+        return [("OpenVINOExecutionProvider", {"load_config": '{"CPU": {"PERFORMANCE_HINT": "LATENCY"}}'})]
+    if device.kind == "cuda":
+        return [("CUDAExecutionProvider", _cuda(device, cuda_graphs)), *cpu]
+    if device.kind == "tensorrt":
+        options = _tensorrt(device, min(buckets), max(buckets), noise_size, cache)
+        return [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", _cuda(device, False)), *cpu]
+    return cpu
+
+
+def open_session(model: bytes, device: Device, table: Providers, threads: int = 0) -> Any:
+    """Return an InferenceSession on a device, or None where the device or its provider is not there.
+
+    Args:
+        model: A bundle's bytes.
+        device: The device.
+        table: Its providers, from `providers`.
+        threads: CPU threads; 0 for all cores.
+
+    Raises:
+        EngineError: the device is there and refuses the graph.
+    """
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4  # what is an error is raised too
+    names: Providers | None = table
+    if device.gpu:
+        # Without a driver the runtime would take the CPU instead, with pages of warnings.
+        if table[0][0] not in onnxruntime.get_available_providers() or not NVIDIA_DRIVER.exists():
+            return None
+        options.use_deterministic_compute = True
+        if not _load_libraries(onnxruntime, device):
+            return None
+        if device.kind == "tensorrt":
+            _make(Path(table[0][1]["trt_engine_cache_path"]))
+    elif device.kind == "openvino":
+        if not _add_openvino(onnxruntime, options, table[0][1]):
+            return None
+        names = None  # the options name the device
+    try:
+        # The runtime's own fallback would print, and quietly take the CPU.
+        session = onnxruntime.InferenceSession(model, options, providers=names, enable_fallback=0)
+    except Exception as error:  # the runtime's own exceptions share no base
+        raise refused(error, device, f"the {device} device cannot run this model") from None
+    if device.gpu and table[0][0] not in session.get_providers():
+        return None
+    return session
+
+
+def refused(error: Exception, device: Device, what: str) -> EngineError:
+    """Return the one line for users of what the runtime raised; `what` is how it begins."""
+    text = " ".join(str(error).split())
+    if re.search(r"out of memory|(failed|unable) to allocate|bad[_ ]alloc|ALLOC_FAILED", text, re.IGNORECASE):
+        return EngineError(f"the {device} device is out of memory; choose a smaller batch, or free memory on it")
+    # NVIDIA's own words where there are some, else what stands behind the runtime's codes, files and functions.
+    found = re.search(r"CU\w+ failure \d+: .*?(?= ;)", text)
+    reason = found[0] if found else re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", text)[-1]
+    return EngineError(f"{what}: {reason[:MOST_REASON]}" + ("" if device.kind == "cpu" else "; or pass --device cpu"))
+
+
+def page_locked(device: Device) -> Any:
+    """Return an OrtMemoryInfo of host memory that a GPU writes to directly, or None where none is offered.
+
+    A runtime offers it if it was built with CUDA as a plug-in.
+    """
+    onnxruntime = runtime()
+    for each in onnxruntime.get_ep_devices():
+        if each.ep_name == "CUDAExecutionProvider":
+            memory = each.memory_info(onnxruntime.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+            if memory is not None and memory.device_id == device.index:
+                return memory
+    return None
+
+
+def _cuda(device: Device, cuda_graphs: bool) -> dict[str, str]:
+    options = {
+        "device_id": str(device.index),
+        # TF32 would take samples more than a grey level away from other engines'.
+        "use_tf32": "0",
+        # cuDNN's rules choose the kernels. EXHAUSTIVE may time them, and a restart could choose others.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # Shapes are few and fixed: the arena need not grow by powers of two.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    return options | ({"enable_cuda_graph": "1"} if cuda_graphs else {})
+
+
+def _tensorrt(device: Device, smallest: int, largest: int, noise_size: int, cache: Path) -> dict[str, str]:
+    return {
+        "device_id": str(device.index),
+        "trt_fp16_enable": "False",
+        # One engine for all buckets, whose kernels hence differ less than those of one engine each.
+        "trt_profile_min_shapes": f"noise:{smallest}x{noise_size}",
+        "trt_profile_opt_shapes": f"noise:{largest}x{noise_size}",
+        "trt_profile_max_shapes": f"noise:{largest}x{noise_size}",
+        # Kernels are chosen by a stopwatch; what was chosen is kept, so that a restart samples the same bytes.
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": str(cache),
+    }
+
+
+def _load_libraries(runtime: Any, device: Device) -> bool:
+    """Load the libraries that pip brings, which no loader finds by itself; tell whether they are there."""
+    if device.kind == "tensorrt":
+        # TensorRT takes TF32 unless this says otherwise: the provider has no option for it.
+        os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    runtime.set_default_logger_severity(3)  # it warns of every way to find CUDA but the one that it takes
+    runtime.preload_dlls()  # CUDA and cuDNN
+    if device.kind == "tensorrt":
+        try:
+            import_module("tensorrt")
+        except ImportError:
+            return False
+    return True
+
+
+def _make(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(
+            f"cannot keep TensorRT's engines in {cache}: {error.strerror}; name another --cache"
+        ) from None
+
+
+def _add_openvino(runtime: Any, options: Any, settings: dict[str, str]) -> bool:
+    """Register OpenVINO's plug-in provider for its CPU device, where the package is installed."""
+    try:
+        plugin = import_module("onnxruntime_ep_openvino")
+    except ImportError:
+        return False
+    name = plugin.get_ep_name()
+    if not any(device.ep_name == name for device in runtime.get_ep_devices()):
+        runtime.register_execution_provider_library(name, plugin.get_library_path())
+    devices = [each for each in runtime.get_ep_devices() if each.ep_name == name and "CPU" in str(each.device.type)]
+    if devices:
+        options.add_provider_for_devices(devices[:1], settings)
+    return bool(devices)
