@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Encoding, Options, Patience, Priority, Served, choose
+from serve.client.protocol import Connection, Encoding, Options, Patience, Priority, Served, choose
 from serve.engine import Images
 from serve.errors import RemoteError
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -79,7 +79,7 @@ class AsyncModel(Served):
                 call.cancel()
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """A connection to serve-vae; an asynchronous context manager, made on a running event loop.
 
     Args:
@@ -91,8 +91,7 @@ class AsyncClient:
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
-        self.address = address
-        self.options = options
+        super().__init__(address, options)
         secure = options.credentials()
         self._channel = (
             grpc.aio.secure_channel(address, secure, options.channel_options)
@@ -100,7 +99,6 @@ class AsyncClient:
             else grpc.aio.insecure_channel(address, options.channel_options)
         )
         self.stub: Any = rpc.SamplingServiceStub(self._channel)
-        self._met = False
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -142,14 +140,6 @@ class AsyncClient:
                 return reply
             except grpc.RpcError as failure:
                 await self.wait(patience, failure, model)
-
-    def patience(self) -> Patience:
-        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
-        return Patience(self.address, self.options.patience if self._met else 0.0)
-
-    def more(self, timeout: float | None) -> dict[str, Any]:
-        """Return what every call is made with."""
-        return {"timeout": timeout, "metadata": self.options.metadata}
 
     async def wait(self, patience: Patience, failure: grpc.RpcError, model: Served | None) -> None:
         """Pause before a call is made again.

@@ -71,6 +71,8 @@ class Options:
     def channel_options(self) -> list[tuple[str, Any]]:
         """What gRPC is told of the connection."""
         options: list[tuple[str, Any]] = [
+            # Each client has a connection of its own; gRPC would give all of a process the same one.
+            ("grpc.use_local_subchannel_pool", 1),
             # A server that went without a word is noticed,
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
@@ -130,6 +132,28 @@ class Patience:
             raise explain(self._address, failure) from None
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
+
+
+class Connection:
+    """What a client of either kind knows of its server.
+
+    Args:
+        address: HOST:PORT, or unix:PATH.
+        options: Token, TLS, patience.
+    """
+
+    def __init__(self, address: str, options: Options) -> None:
+        self.address = address
+        self.options = options
+        self._met = False  # whether it ever answered
+
+    def patience(self) -> Patience:
+        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
+        return Patience(self.address, self.options.patience if self._met else 0.0)
+
+    def more(self, timeout: float | None) -> dict[str, Any]:
+        """Return what every call is made with."""
+        return {"timeout": timeout, "metadata": self.options.metadata}
 
 
 def _retry_delay(failure: Any) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Encoding, Options, Patience, Priority, Served, choose
+from serve.client.protocol import Connection, Encoding, Options, Patience, Priority, Served, choose
 from serve.engine import Images
 from serve.errors import RemoteError
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -76,7 +76,7 @@ class RemoteModel(Served):
                 call.cancel()
 
 
-class Client:
+class Client(Connection):
     """A connection to serve-vae; a context manager.
 
     Args:
@@ -88,8 +88,7 @@ class Client:
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
-        self.address = address
-        self.options = options
+        super().__init__(address, options)
         secure = options.credentials()
         self._channel = (
             grpc.secure_channel(address, secure, options.channel_options)
@@ -97,7 +96,6 @@ class Client:
             else grpc.insecure_channel(address, options.channel_options)
         )
         self.stub = rpc.SamplingServiceStub(self._channel)
-        self._met = False
         self._closed = threading.Event()
 
     def __enter__(self) -> Client:
@@ -140,14 +138,6 @@ class Client:
                 return reply
             except grpc.RpcError as failure:
                 self.wait(patience, failure, model)
-
-    def patience(self) -> Patience:
-        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
-        return Patience(self.address, self.options.patience if self._met else 0.0)
-
-    def more(self, timeout: float | None) -> dict[str, Any]:
-        """Return what every call is made with."""
-        return {"timeout": timeout, "metadata": self.options.metadata}
 
     def wait(self, patience: Patience, failure: grpc.RpcError, model: Served | None) -> None:
         """Pause before a call is made again.

@@ -1,0 +1,273 @@
+"""What serving costs: images/s through the server over those of the engine in process, latency, and the wire alone.
+
+    python benchmarks/server.py
+    python benchmarks/server.py --triton pytriton/tritonserver --litserve lit/bin/python    (see peers.py)
+    python benchmarks/server.py --stream 100000      one stream read to its end
+
+Everything is measured in turns, round after round, on one machine: the engine alone, clients of our server, the same
+number of clients of the peers. Figures are medians over the rounds; ratios are of one round each, and their median.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+
+from serve.bundle import DEFAULT, Bundle, load
+from serve.client import Client
+from serve.engine import Engine, Images
+from serve.noise import Noise
+
+if TYPE_CHECKING:
+    from peers import Peer  # itself later: Triton's client and our server's stubs cannot share a process
+
+CLIENTS = (1, 8, 64)
+SIZES = (1, 16, 1000)
+BESIDE = ((8, 1), (8, 16), (64, 1), (64, 16))  # clients and samples a request that peers are asked for too
+WARM = 0.5  # of a measurement's seconds, before it begins
+
+# (seed, start, count) to pictures, as they come.
+Ask = Callable[[int, int, int], Iterator[Images]]
+
+
+class Null:
+    """An engine that costs nothing: the same real pictures every time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.card, self.digest, self.device, self.batch = engine.card, engine.digest, "null", 256
+        self._images = np.tile(engine.sample(0, 0, 32), (8, 1, 1, 1))
+
+    def compute(self, noise: Noise) -> Images:
+        return self._images[: len(noise)]
+
+
+class Ours:
+    """serve-vae, over a connection for each client."""
+
+    name = "serve-vae"
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    @contextmanager
+    def connect(self) -> Iterator[Ask]:
+        with Client(self.address) as client:
+            model = client.model()
+
+            def ask(seed: int, start: int, count: int) -> Iterator[Images]:
+                if count <= model.batch:
+                    yield model.sample(seed, start, count)
+                else:
+                    yield from (images for _, images in model.stream(seed, start, count))
+
+            yield ask
+
+
+@contextmanager
+def connect(peer: Peer) -> Iterator[Ask]:
+    """Connect to a peer, which gives all of a request at once."""
+    with peer.connect() as whole:
+        yield lambda seed, start, count: iter([whole(seed, start, count)])
+
+
+@contextmanager
+def ours(words: list[str]) -> Iterator[Ours]:
+    """Run our server until the block ends."""
+    from peers import running
+
+    with running([sys.executable, *words], {}, until="ready, listening on") as said:
+        yield Ours(said.strip().splitlines()[-1].split()[-1])
+
+
+def rate(connects: list[Callable[[], AbstractContextManager[Ask]]], count: int, seconds: float) -> float:
+    """Return the images a second of clients that each ask for `count` samples, again as soon as they have them."""
+    made = [0] * len(connects)
+    stop = threading.Event()
+
+    def drain(number: int, ask: Ask) -> None:
+        for turn in itertools.count():
+            for images in ask(number, turn * count, count):
+                made[number] += len(images)
+                if stop.is_set():
+                    return
+
+    with ExitStack() as stack, ThreadPoolExecutor(len(connects)) as pool:
+        asks = [stack.enter_context(each()) for each in connects]
+        running = [pool.submit(drain, number, ask) for number, ask in enumerate(asks)]
+        time.sleep(WARM * seconds)
+        first, began = sum(made), time.monotonic()
+        time.sleep(seconds)
+        found = (sum(made) - first) / (time.monotonic() - began)
+        stop.set()
+        for each in running:
+            each.result()
+    return found
+
+
+def latencies(server: Ours, count: int, requests_a_second: float, seconds: float) -> list[float]:
+    """Return the seconds that requests took which arrived at random, whatever became of those before."""
+    chance, taken = random.Random(0), []
+    with ExitStack() as stack, ThreadPoolExecutor(64) as pool:
+        asks = [stack.enter_context(server.connect()) for _ in range(64)]
+        idle = list(asks)
+
+        def one(due: float) -> None:
+            ask = idle.pop()
+            for _ in ask(1, int(due * 1e6) % 10**6, count):
+                pass
+            idle.append(ask)
+            taken.append(time.monotonic() - due)
+
+        due = began = time.monotonic()
+        while due < began + seconds:
+            due += chance.expovariate(requests_a_second)
+            time.sleep(max(0.0, due - time.monotonic()))
+            pool.submit(one, due)
+    return sorted(taken)
+
+
+def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: int) -> float:
+    """Return the MB of pixels a second that a null engine's streams bring."""
+
+    @contextmanager
+    def files() -> Iterator[Ask]:
+        with Client(address.address) as client:
+            model = client.model()
+            one = np.empty(1, np.uint8)
+            yield lambda seed, start, count: (one for _ in model.files(seed, start, count))
+
+    return rate([address.connect if encoding == "raw" else files] * clients, 100_000, seconds) * picture / 1e6
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), default=DEFAULT)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--seconds", default=4.0, show_default=True, help="A measurement.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--stream", default=0, metavar="N", help="Also read one stream of N samples to its end.")
+@click.option("--triton", "triton_folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--litserve", "litserve_python", type=click.Path(path_type=Path, exists=True))
+@click.option("--null", is_flag=True, hidden=True, help="Be the server with the null engine.")
+def main(
+    model: Path,
+    device: str,
+    seconds: float,
+    rounds: int,
+    stream: int,
+    triton_folder: Path | None,
+    litserve_python: Path | None,
+    null: bool,
+) -> None:
+    """Print a table."""
+    if null:
+        asyncio.run(_serve_nothing(model))
+        return
+    from peers import litserve, triton
+
+    bundle = load(model)
+    engine = Engine(bundle, device)
+    words = ["-c", "from serve.server.cli import main; main()", "--model", str(model), "--listen", "127.0.0.1:0"]
+    with ExitStack() as stack:
+        server = stack.enter_context(ours([*words, "--device", device]))
+        peers: list[Peer] = [stack.enter_context(triton(triton_folder, bundle, 0))] if triton_folder else []
+        peers += [stack.enter_context(litserve(litserve_python, bundle, 0))] if litserve_python else []
+        found: dict[str, list[float]] = {}
+
+        def note(name: str, value: float) -> float:
+            found.setdefault(name, []).append(value)
+            return value
+
+        for turn in range(rounds):
+            print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+            alone = {}
+            for size in SIZES:
+                connect_engine = _in_process(engine)
+                alone[size] = note(f"engine in process, requests of {size}", rate([connect_engine], size, seconds))
+            for clients, size in itertools.product(CLIENTS, SIZES):
+                name = f"serve-vae, {clients} clients, requests of {size}"
+                speed = note(name, rate([server.connect] * clients, size, seconds))
+                note(f"{name}: ratio", speed / alone[size])
+                for peer in peers if (clients, size) in BESIDE else ():
+                    theirs = rate([lambda peer=peer: connect(peer)] * clients, size, seconds)
+                    note(f"{peer.name}, {clients} clients, requests of {size}", theirs)
+            speed = note("serve-vae, one stream of 100,000 (its beginning)", rate([server.connect], 100_000, seconds))
+            note("serve-vae, one stream of 100,000 (its beginning): ratio", speed / alone[1000])
+        _print(bundle, engine, found)
+        for size in (1, 16):
+            half = statistics.median(found[f"serve-vae, 8 clients, requests of {size}"]) / 2
+            took = latencies(server, size, half / size, 5 * seconds)
+            p50, p99 = (1e3 * took[min(len(took) - 1, int(len(took) * part))] for part in (0.5, 0.99))
+            print(
+                f"half load ({half:.0f} images/s), requests of {size}: p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(took)})"
+            )
+        if stream:
+            _whole_stream(server, engine, stream)
+    with ours([__file__, "--null", "--model", str(model)]) as nothing:
+        picture = int(np.prod(bundle.card.image_shape))
+        for encoding, clients in itertools.product(("raw", "png"), (1, 8)):
+            speed = statistics.median(wire(nothing, encoding, clients, seconds, picture) for _ in range(rounds))
+            rated = f"{speed:.0f} MB/s of pixels, {speed * 1e6 / picture:,.0f} images/s"
+            print(f"the wire alone, {encoding}, {clients} streams: {rated}", flush=True)
+
+
+def _in_process(engine: Engine) -> Callable[[], AbstractContextManager[Ask]]:
+    @contextmanager
+    def connect() -> Iterator[Ask]:
+        yield lambda seed, start, count: (images for _, images in engine.stream(seed, start, count))
+
+    return connect
+
+
+def _print(bundle: Bundle, engine: Engine, found: dict[str, list[float]]) -> None:
+    print(f"{bundle.card.name}, {engine.device}; images/s, median (lowest to highest)")
+    for name, values in found.items():
+        if not name.endswith("ratio"):
+            ratio = found.get(f"{name}: ratio")
+            text = f"   {statistics.median(ratio):.2f} of the engine" if ratio else ""
+            print(
+                f"{name:52} {statistics.median(values):8.1f} ({min(values):.1f} to {max(values):.1f}){text}", flush=True
+            )
+
+
+def _whole_stream(server: Ours, engine: Engine, count: int) -> None:
+    with server.connect() as ask:
+        began = time.monotonic()
+        made = sum(len(images) for images in ask(1, 0, count))
+        seconds = time.monotonic() - began
+    alone = rate([_in_process(engine)], 1000, 10)
+    print(
+        f"one stream of {made:,}: {made / seconds:.1f} images/s, {made / seconds / alone:.2f} of the engine just after"
+    )
+
+
+async def _serve_nothing(model: Path) -> None:
+    from serve.server.app import App
+    from serve.server.settings import Settings
+    from serve.server.telemetry import log_to_stderr
+
+    log_to_stderr("text")
+    settings = Settings(listen="127.0.0.1:0", model=(model,), device=("cpu",))
+    app = App(settings, lambda bundle: [Null(Engine(bundle, "cpu"))])
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await app.start()
+    await stopping.wait()
+    await app.stop(1)
+
+
+if __name__ == "__main__":
+    main()
