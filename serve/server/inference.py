@@ -17,7 +17,7 @@ from serve.noise import Noise
 from serve.server.batcher import Request
 from serve.server.models import Model, Registry
 from serve.server.refusal import Refusal, invalid
-from serve.server.sampling import noise_request, range_request
+from serve.server.requests import noise_request, range_request
 from serve.server.security import CALLER
 from serve.stubs import inference_pb2 as oip
 from serve.stubs import inference_pb2_grpc as rpc

@@ -20,6 +20,7 @@ from serve.server.batcher import Batcher, Budget, Device, Watcher
 from serve.server.refusal import Code, Refusal
 
 MESSAGE_BYTES = 4 * 2**20 - 2**16  # what a client with gRPC's defaults takes, less room for the rest
+FILE_BYTES = 1024  # that a file has beside its pixels, at most; and these may take a quarter more than they are
 CHUNK_BYTES = 2**19  # of a stream's messages: batches up to this, or one that is larger,
 CHUNK_MOST = 2**20  # within this
 
@@ -37,12 +38,14 @@ class Limits:
     """What one request for a model may hold.
 
     Attributes:
-        count: Samples in a message.
+        count: Samples in a message, raw.
+        files: Samples in a message, as files.
         chunk: Samples in a stream's message.
         ahead: Chunks of a stream that may be computed before they are read.
     """
 
     count: int
+    files: int
     chunk: int
     ahead: int
 
@@ -52,7 +55,8 @@ class Limits:
         batches = max(1, CHUNK_BYTES // (batch * sample_bytes))
         chunk = max(1, min(batch * batches, CHUNK_MOST // sample_bytes))
         # While one chunk is sent, a whole batch can be computed.
-        return cls(max(1, MESSAGE_BYTES // sample_bytes), chunk, 1 + math.ceil(batch / chunk))
+        count, files = MESSAGE_BYTES // sample_bytes, MESSAGE_BYTES // (sample_bytes * 5 // 4 + FILE_BYTES)
+        return cls(max(1, count), max(1, files), chunk, 1 + math.ceil(batch / chunk))
 
 
 class Model:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -15,20 +14,23 @@ import numpy as np
 
 from serve.encoding import encode
 from serve.engine import Images
-from serve.noise import INDICES, Noise
-from serve.server.batcher import Request
 from serve.server.models import Model, Registry
 from serve.server.refusal import invalid
+from serve.server.requests import (
+    MOST_NOISE,
+    MOST_TEMPERATURE,
+    noise_request,
+    priority,
+    range_request,
+    temperature_of,
+)
 from serve.server.security import CALLER
 from serve.server.telemetry import Telemetry
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
 SERVICE = wire.DESCRIPTOR.services_by_name["SamplingService"].full_name
-MOST_TEMPERATURE = 100.0
-MOST_NOISE = 1000.0  # the hottest noise that a seed gives stays below it
 FILES = {wire.ENCODING_PNG: "png", wire.ENCODING_JPEG: "jpeg", wire.ENCODING_WEBP: "webp"}
-PRIORITIES = {wire.PRIORITY_INTERACTIVE: "interactive", wire.PRIORITY_BULK: "bulk"}
 
 
 class Encoders:
@@ -84,10 +86,10 @@ class SamplingService(rpc.SamplingServiceServicer):
                 f"noise must be float32 [count, {size}], {4 * size} bytes a sample. Received: {len(request.noise)}"
             )
         noise = np.frombuffer(request.noise, "<f4").reshape(-1, size)
-        job = noise_request(model, noise, context, priority(request.priority, "interactive"))
+        rank = priority(request.priority, "interactive")
+        job = noise_request(model, noise, context, rank, request.encoding)
         CALLER.get().spend(len(noise))
         asked = wire.Range(encoding=request.encoding, temperature=0)
-        check_encoding(request.encoding)
         async with aclosing(model.batcher.run(job)) as chunks:
             return wire.DecodeResponse(chunk=await self._chunk(model, asked, 0, await anext(chunks)))
 
@@ -104,7 +106,7 @@ class SamplingService(rpc.SamplingServiceServicer):
             start=start,
             count=sum(map(len, images)),
             seed=wanted.seed,
-            temperature=_temperature(wanted),
+            temperature=temperature_of(wanted),
             digest=model.digest,
             height=height,
             width=width,
@@ -116,76 +118,6 @@ class SamplingService(rpc.SamplingServiceServicer):
         else:
             chunk.pixels = b"".join(each.data for each in images)
         return chunk
-
-
-def range_request(model: Model, wanted: wire.Range, context: Any, one_message: bool) -> Request:
-    """Return the request for a range.
-
-    Raises:
-        Refusal: INVALID_ARGUMENT, a range that no model gives, or more than one message holds.
-    """
-    temperature, limits = _temperature(wanted), model.limits
-    if not wanted.count:
-        raise invalid("count must be 1 or more. Received: 0")
-    if wanted.start + wanted.count > INDICES:
-        raise invalid(f"start + count must be 2^63 or less. Received: {wanted.start} + {wanted.count}")
-    if not 0 <= temperature <= MOST_TEMPERATURE:  # nor NaN
-        raise invalid(f"temperature must be from 0 to {MOST_TEMPERATURE:.0f}. Received: {temperature}")
-    if one_message and wanted.count > limits.count:
-        most = f"count must be {limits.count} or less in one message. Received: {wanted.count}"
-        raise invalid(f"{most}; ask for less at a time, or use SampleStream")
-    check_encoding(wanted.encoding)
-    chunk, ahead = (wanted.count, 1) if one_message else (limits.chunk, limits.ahead)
-    default = "interactive" if one_message else "bulk"
-    noise = model.noise(wanted.seed, wanted.start, temperature)
-    return Request(noise, wanted.count, chunk, ahead, priority(wanted.priority, default), deadline(context))
-
-
-def noise_request(model: Model, noise: Noise, context: Any, priority: str) -> Request:
-    """Return the request for the pictures of noise [n, noise_size].
-
-    Raises:
-        Refusal: INVALID_ARGUMENT, too little or too much of it, or values that are no noise.
-    """
-    most = model.limits.count
-    if not 1 <= len(noise) <= most:
-        raise invalid(f"noise must be for 1 to {most} samples. Received: {len(noise)}")
-    largest = np.abs(noise).max()
-    if not largest <= MOST_NOISE:  # nor NaN
-        raise invalid(f"noise must be finite and within {MOST_NOISE:.0f} of 0. Received: {largest}")
-    count = len(noise)
-    return Request(lambda at, n: noise[at : at + n], count, count, 1, priority, deadline(context))
-
-
-def priority(value: int, default: str) -> str:
-    """Return a priority's class.
-
-    Raises:
-        Refusal: INVALID_ARGUMENT, no priority has this number.
-    """
-    if value and value not in PRIORITIES:
-        raise invalid(f"priority must be one of {', '.join(wire.Priority.keys())}. Received: {value}")
-    return PRIORITIES.get(value, default)  # type: ignore[call-overload, no-any-return]  # enums are ints here
-
-
-def check_encoding(value: int) -> None:
-    """Refuse an encoding that is none.
-
-    Raises:
-        Refusal: INVALID_ARGUMENT.
-    """
-    if value not in wire.Encoding.values():
-        raise invalid(f"encoding must be one of {', '.join(wire.Encoding.keys())}. Received: {value}")
-
-
-def deadline(context: Any) -> float:
-    """Return a call's deadline in time.monotonic()'s seconds; infinity where it has none."""
-    left = context.time_remaining()
-    return math.inf if left is None else time.monotonic() + left
-
-
-def _temperature(wanted: wire.Range) -> float:
-    return wanted.temperature if wanted.HasField("temperature") else 1.0
 
 
 def _encode(images: Images, kind: str) -> list[bytes]:
@@ -203,6 +135,7 @@ def _describe(model: Model) -> wire.Model:
         noise_size=model.card.noise_size,
         card=model.card.to_json(),
         max_count=model.limits.count,
+        max_files=model.limits.files,
         version=str(model.version),
         max_temperature=MOST_TEMPERATURE,
         max_noise=MOST_NOISE,

@@ -256,6 +256,7 @@ def test_messages_stay_below_what_clients_take_by_default() -> None:
     for batch in (1, 8, 32, 256, 4096):
         for size in (768, 12_288, 196_608, 3_145_728):
             limits = Limits.of(batch, size)
+            assert limits.files == 1 or limits.files < limits.count
             assert limits.count == 1 or limits.count * size < 4 * 2**20 - 1000
             assert limits.chunk == 1 or limits.chunk * size <= 2**20
             assert limits.chunk * size >= min(2**18, batch * size) or limits.chunk == limits.count

@@ -17,7 +17,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
 from serve import Client, Engine, load
+from serve.encoding import FORMATS, encode
 from serve.errors import RemoteError
+from serve.server.models import FILE_BYTES
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import BIN, assert_clear_error, command, serving
@@ -90,6 +92,22 @@ def test_the_largest_sample_call_fits_a_client_with_grpcs_defaults(server: str) 
     with Client(server) as client:
         model = client.model()
         assert len(model.sample(0, 0, model.batch)) == model.batch
+    with grpc.insecure_channel(server) as channel:
+        stub = rpc.SamplingServiceStub(channel)
+        count = stub.GetModel(wire.GetModelRequest(), timeout=20).model.max_files
+        for encoding in (wire.ENCODING_PNG, wire.ENCODING_JPEG, wire.ENCODING_WEBP):
+            wanted = wire.Range(count=count, encoding=encoding, temperature=100)
+            assert len(stub.Sample(wire.SampleRequest(range=wanted), timeout=60).chunk.files) == count
+            wanted.count += 1
+            with pytest.raises(grpc.RpcError, match=f"count must be {count} or less"):
+                stub.Sample(wire.SampleRequest(range=wanted), timeout=60)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("side", [16, 64, 200])
+def test_no_picture_takes_more_bytes_as_a_file_than_a_message_allows_for(kind: str, side: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    assert len(encode(noise, kind)) <= noise.size * 5 // 4 + FILE_BYTES
 
 
 def test_health_by_service(server: str) -> None:

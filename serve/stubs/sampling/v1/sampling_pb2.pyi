@@ -144,7 +144,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count", "version", "max_temperature", "max_noise")
+    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count", "version", "max_temperature", "max_noise", "max_files")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class Model(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MAX_NOISE_FIELD_NUMBER: _ClassVar[int]
+    MAX_FILES_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     height: int
@@ -167,4 +168,5 @@ class Model(_message.Message):
     version: str
     max_temperature: float
     max_noise: float
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ..., version: _Optional[str] = ..., max_temperature: _Optional[float] = ..., max_noise: _Optional[float] = ...) -> None: ...
+    max_files: int
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ..., version: _Optional[str] = ..., max_temperature: _Optional[float] = ..., max_noise: _Optional[float] = ..., max_files: _Optional[int] = ...) -> None: ...
