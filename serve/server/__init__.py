@@ -2,7 +2,7 @@
 
 In the order in which a request meets them: `security` (who may call, and how it is encrypted), `gate` (around every
 call: request id, allowance, errors, measurements), `sampling`, `inference` and `admin` (the three services), `requests`
-(what may be asked), `models` (what is served), `batcher` (what waits, and whose turn it is), the engine, `encoding`.
-`folder` loads models, `settings` is the whole configuration, `telemetry` what is measured, `refusal` how a call is
-turned down, and `app` puts it all together.
+(what may be asked), `models` (what is served), `batcher` (what waits, and whose turn it is), the engine, `encoding`,
+`wire` (the reply, its pixels copied once). `folder` loads models, `settings` is the whole configuration, `telemetry`
+what is measured, `refusal` how a call is turned down, and `app` puts it all together.
 """

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from serve.server.refusal import Code, Refusal, invalid
 from serve.server.security import ANYBODY, CALLER, Caller, Tokens
 from serve.server.telemetry import REQUEST_ID, Telemetry
+from serve.server.wire import serialiser
 
 ID = re.compile(r"[\x21-\x7e]{1,128}")
 ID_KEY = "x-request-id"
@@ -72,10 +73,11 @@ class Gate(grpc.aio.ServerInterceptor):
             return await self._call(details.method, metadata, context, lambda: _run(behaviour, parse, request, context))
 
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
-        # A message that is none is then the caller's fault, told like any other, instead of gRPC's traceback.
-        return handler._replace(
-            **{kind: call, "request_deserializer": handler.request_deserializer if parse is None else None}
-        )
+        changes: dict[str, Any] = {kind: call, "response_serializer": serialiser(handler.response_serializer)}
+        if parse is not None:
+            # A message that is none is then the caller's fault, told like any other, instead of gRPC's traceback.
+            changes["request_deserializer"] = None
+        return handler._replace(**changes)
 
     async def _call(
         self, method: str, metadata: dict[str, str], context: Any, run: Callable[[], Awaitable[Any]]

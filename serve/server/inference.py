@@ -19,6 +19,7 @@ from serve.server.models import Model, Registry
 from serve.server.refusal import Refusal, invalid
 from serve.server.requests import noise_request, range_request
 from serve.server.security import CALLER
+from serve.server.wire import with_pixels
 from serve.stubs import inference_pb2 as oip
 from serve.stubs import inference_pb2_grpc as rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -80,7 +81,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         )
         return oip.ModelConfigResponse(config=config)
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> oip.ModelInferResponse:  # noqa: N802
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> bytes:  # noqa: N802
         model = self._registry.get(request.model_name, request.model_version)
         wrong = [output.name for output in request.outputs if output.name != "images"]
         if wrong:
@@ -90,14 +91,14 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         async with aclosing(model.batcher.run(job)) as chunks:
             images = await anext(chunks)
         shape = [job.count, *model.card.image_shape]
-        return oip.ModelInferResponse(
+        reply = oip.ModelInferResponse(
             model_name=model.name,
             model_version=str(model.version),
             id=request.id,
             parameters={"digest": oip.InferParameter(string_param=model.digest)},
             outputs=[oip.ModelInferResponse.InferOutputTensor(name="images", datatype="UINT8", shape=shape)],
-            raw_output_contents=[b"".join(each.data for each in images)],
         )
+        return with_pixels(reply, oip.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, images)
 
 
 def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Request:

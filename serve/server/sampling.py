@@ -26,10 +26,12 @@ from serve.server.requests import (
 )
 from serve.server.security import CALLER
 from serve.server.telemetry import Telemetry
+from serve.server.wire import with_pixels
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
 SERVICE = wire.DESCRIPTOR.services_by_name["SamplingService"].full_name
+CHUNK, PIXELS = wire.SampleResponse.CHUNK_FIELD_NUMBER, wire.Chunk.PIXELS_FIELD_NUMBER
 FILES = {wire.ENCODING_PNG: "png", wire.ENCODING_JPEG: "jpeg", wire.ENCODING_WEBP: "webp"}
 
 
@@ -57,13 +59,13 @@ class SamplingService(rpc.SamplingServiceServicer):
         self._registry = registry
         self._encoders = encoders
 
-    async def Sample(self, request: wire.SampleRequest, context: Any) -> wire.SampleResponse:  # noqa: N802 (gRPC's name)
+    async def Sample(self, request: wire.SampleRequest, context: Any) -> bytes:  # noqa: N802 (gRPC's name)
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
         job = range_request(model, wanted, context, one_message=True)
         CALLER.get().spend(wanted.count)
         async with aclosing(model.batcher.run(job)) as chunks:
-            return wire.SampleResponse(chunk=await self._chunk(model, wanted, wanted.start, await anext(chunks)))
+            return await self._reply(model, wanted, wanted.start, await anext(chunks))
 
     async def SampleStream(self, request: wire.SampleStreamRequest, context: Any) -> None:  # noqa: N802
         wanted = request.range
@@ -72,13 +74,13 @@ class SamplingService(rpc.SamplingServiceServicer):
         caller, at = CALLER.get(), wanted.start
         async with aclosing(model.batcher.run(job)) as chunks:
             async for images in chunks:
-                chunk = await self._chunk(model, wanted, at, images)
-                await caller.pace(chunk.count)
-                # Returns once HTTP/2's flow control has let the message go.
-                await context.write(wire.SampleStreamResponse(chunk=chunk))
-                at += chunk.count
+                count = sum(map(len, images))
+                reply = await self._reply(model, wanted, at, images)
+                await caller.pace(count)
+                await context.write(reply)  # returns once HTTP/2's flow control has let it go
+                at += count
 
-    async def Decode(self, request: wire.DecodeRequest, context: Any) -> wire.DecodeResponse:  # noqa: N802
+    async def Decode(self, request: wire.DecodeRequest, context: Any) -> bytes:  # noqa: N802
         model = self._registry.get(request.model, request.version)
         size = model.card.noise_size
         if len(request.noise) % (4 * size):
@@ -91,7 +93,7 @@ class SamplingService(rpc.SamplingServiceServicer):
         CALLER.get().spend(len(noise))
         asked = wire.Range(encoding=request.encoding, temperature=0)
         async with aclosing(model.batcher.run(job)) as chunks:
-            return wire.DecodeResponse(chunk=await self._chunk(model, asked, 0, await anext(chunks)))
+            return await self._reply(model, asked, 0, await anext(chunks))
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:  # noqa: N802
         return wire.ListModelsResponse(models=map(_describe, self._registry.models()))
@@ -99,7 +101,8 @@ class SamplingService(rpc.SamplingServiceServicer):
     async def GetModel(self, request: wire.GetModelRequest, context: Any) -> wire.GetModelResponse:  # noqa: N802
         return wire.GetModelResponse(model=_describe(self._registry.get(request.model, request.version)))
 
-    async def _chunk(self, model: Model, wanted: wire.Range, start: int, images: Sequence[Images]) -> wire.Chunk:
+    async def _reply(self, model: Model, wanted: wire.Range, start: int, images: Sequence[Images]) -> bytes:
+        """Return a SampleResponse, SampleStreamResponse or DecodeResponse, which are the same on the wire."""
         height, width, channels = model.card.image_shape
         encoding = wanted.encoding or wire.ENCODING_RAW
         chunk = wire.Chunk(
@@ -113,11 +116,10 @@ class SamplingService(rpc.SamplingServiceServicer):
             channels=channels,
             encoding=encoding,
         )
-        if encoding in FILES:
-            chunk.files.extend(await self._encoders.encode(images, FILES[encoding]))
-        else:
-            chunk.pixels = b"".join(each.data for each in images)
-        return chunk
+        if encoding not in FILES:
+            return with_pixels(chunk, PIXELS, images, inside=CHUNK)
+        chunk.files.extend(await self._encoders.encode(images, FILES[encoding]))
+        return wire.SampleResponse(chunk=chunk).SerializeToString()
 
 
 def _encode(images: Images, kind: str) -> list[bytes]:

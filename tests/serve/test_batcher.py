@@ -21,6 +21,8 @@ from serve.noise import Noise
 from serve.server.batcher import Batcher, Budget, Request
 from serve.server.models import Limits
 from serve.server.refusal import Code, Refusal
+from serve.server.wire import with_pixels
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 SIDE = 4
 
@@ -286,3 +288,19 @@ def test_fifty_clients_at_once_get_the_bytes_that_each_would_get_alone(
 def reference(smoke_bundle: Path) -> dict[int, Images]:
     engine = Engine(load(smoke_bundle), device="cpu")
     return {seed: engine.sample(seed, 0, 400) for seed in range(4)}
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    name=st.text(max_size=200),
+    side=st.sampled_from([1, 7, 64]),
+)
+@settings(max_examples=60, deadline=None)
+def test_pixels_behind_a_message_are_what_protobuf_would_read(counts: list[int], name: str, side: int) -> None:
+    chance = np.random.default_rng(0)
+    images = [chance.integers(0, 256, (count, side, side, 3), np.uint8) for count in counts]
+    chunk = wire.Chunk(start=7, digest=name)
+    read = wire.SampleResponse.FromString(with_pixels(chunk, 10, images, inside=1)).chunk
+    assert (read.start, read.digest) == (7, name)
+    assert read.pixels == b"".join(each.tobytes() for each in images)
+    assert wire.Chunk.FromString(with_pixels(chunk, 10, images)) == read
