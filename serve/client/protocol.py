@@ -262,13 +262,14 @@ def choose(address: str, models: Sequence[wire.Model], name: str, version: str) 
     """Return the model called `name`, or the only one; its newest version where none is asked for.
 
     Raises:
-        Rejected: there is none, or several.
+        Rejected: there is none of the name, or several.
+        Unreachable: there is none yet.
     """
+    if not models:
+        raise Unreachable(f"the server at {address} has no model ready yet; run the command again in a moment")
     named = [model for model in models if name in ("", model.name) and version in ("", model.version, model.digest)]
     if len({model.name for model in named}) == 1:
         return max(named, key=lambda model: int(model.version or 1))
-    have = ", ".join(sorted({model.name for model in models})) or "none"
+    have = ", ".join(sorted({model.name for model in models}))
     wanted = f"no model {name!r}" + (f" of version {version!r}" if version else "") if name else "several models"
-    if not models:
-        wanted = "no model yet"
     raise Rejected(f"the server at {address} has {wanted}; choose one with --model: {have}")

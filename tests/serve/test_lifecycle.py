@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from serve import Client, Options
-from serve.errors import Overloaded, Rejected
+from serve.errors import Overloaded, Rejected, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import assert_clear_error, command, serving
@@ -69,6 +69,8 @@ def test_a_folder_without_models_is_not_ready_until_there_is_one(smoke_bundle: P
         with pytest.raises(grpc.RpcError) as error:
             stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        with Client(address) as client, pytest.raises(Unreachable, match="no model ready yet"):
+            client.model()
         (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
         assert next(watch).status == SERVING
         assert stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20).chunk.count == 1
