@@ -27,6 +27,7 @@ from serve.stubs import inference_pb2_grpc
 from serve.stubs.admin.v1 import admin_pb2_grpc
 from serve.stubs.sampling.v1 import sampling_pb2_grpc
 
+LINGER = 0.25  # seconds between the last word to clients and the end of their connections
 HANDSHAKE_SECONDS = 20  # for TLS and HTTP/2; who takes longer is not going to send a request
 
 log = logging.getLogger("serve-vae")
@@ -93,11 +94,15 @@ class App:
         """Say that nothing more is taken, finish what was accepted within so many seconds, and end the rest."""
         self._stopping = True
         self._tell_health()
+        # Calls that are on their way are told; gRPC would cut them off without a reason.
+        self.gate.stopping = True
+        if grace:
+            await asyncio.sleep(LINGER)
         stopped = asyncio.ensure_future(self._server.stop(grace))
         idle = asyncio.ensure_future(self.gate.idle())
         await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        await self._server.stop(0)  # who watches health would stay until the grace is over
+        await self._server.stop(LINGER if grace else 0)  # who watches health would stay until the grace is over
         await stopped
 
     def _tell_health(self) -> None:

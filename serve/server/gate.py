@@ -41,6 +41,9 @@ class Gate(grpc.aio.ServerInterceptor):
         tokens: Who may call; None: anybody.
         most: Requests at a time, of all callers together.
         log_requests: Whether each request's end is a line in the log.
+
+    Attributes:
+        stopping: Whether what comes now is turned away.
     """
 
     def __init__(self, telemetry: Telemetry, tokens: Tokens | None, most: int, log_requests: bool) -> None:
@@ -48,6 +51,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._tokens = tokens
         self._most = most
         self._log_requests = log_requests
+        self.stopping = False
         self._accepted = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -94,6 +98,9 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             caller = self._caller(method, metadata)
             CALLER.set(caller)
+            if counts and self.stopping:
+                text = "the server is stopping; repeat here later, or elsewhere now"
+                raise Refusal(Code.UNAVAILABLE, text, 1.0)
             if counts and self._accepted > self._most:
                 text = f"the server has {self._most} requests under way, the most it takes; repeat a little later"
                 raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
@@ -105,6 +112,9 @@ class Gate(grpc.aio.ServerInterceptor):
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
+        except grpc.aio.InternalError:  # the connection broke under a reply: nobody is there to be told
+            code = Code.CANCELLED
+            raise asyncio.CancelledError from None
         except Exception as error:  # a bug, or a device that failed: the log has it, the caller its id
             if isinstance(error, grpc.aio.AbortError):
                 raise
