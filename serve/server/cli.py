@@ -164,7 +164,7 @@ def main(check: bool, new_token: str | None, **flags: Any) -> None:
             settings = Settings(**flags)
         except ServeError as error:
             raise click.UsageError(str(error)) from None
-        from serve.server import app, telemetry
+        from serve.server import app, memory, telemetry
 
         if check:
             for line in asyncio.run(app.check(settings)):
@@ -172,6 +172,7 @@ def main(check: bool, new_token: str | None, **flags: Any) -> None:
             click.echo("the configuration is good")
             return
         telemetry.log_to_stderr(settings.log_format)
+        memory.share_heaps()
         asyncio.run(app.serve(settings))
     except ServeError as error:
         raise click.ClickException(str(error)) from None

@@ -7,10 +7,8 @@ once its last request is done.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from serve.bundle import Card
 from serve.noise import Noise, draw
+from serve.server import memory
 from serve.server.batcher import Batcher, Budget, Device, Watcher
 from serve.server.refusal import Code, Refusal
 
@@ -173,13 +172,4 @@ class Registry:
 
     def _retired(self, task: asyncio.Task[None]) -> None:
         self._retiring.discard(task)
-        give_memory_back()
-
-
-def give_memory_back() -> None:
-    """Return freed memory to the system, where the C library knows how (glibc).
-
-    A model's weights, allocated between pictures of requests, leave holes that malloc would keep.
-    """
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+        memory.give_back()
