@@ -108,7 +108,8 @@ class Gate(grpc.aio.ServerInterceptor):
                 return await run()
         except Refusal as refusal:
             code = refusal.code
-            await _abort(context, refusal, identity)
+            # Its traceback holds frames, and they the model, which may be replaced: a refusal is long remembered.
+            await _abort(context, refusal.with_traceback(None), identity)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
