@@ -13,6 +13,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve.client import Options
+from serve.errors import ServeError
 from serve.server.settings import LISTEN
 
 SECONDS = 3.0
@@ -26,7 +27,10 @@ FILE = click.Path(path_type=Path)
 @click.option("--key", metavar="FILE", type=FILE, help="Its key.")
 def main(address: str, ca: Path | None, cert: Path | None, key: Path | None) -> None:
     """Exit with 0 if the server at ADDRESS is serving, else with 1; a line says what it is."""
-    secure = Options(ca=ca, cert=cert, key=key).credentials()
+    try:
+        secure = Options(ca=ca, cert=cert, key=key).credentials()
+    except ServeError as error:
+        raise click.ClickException(str(error)) from None
     with grpc.secure_channel(address, secure) if secure else grpc.insecure_channel(address) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs leave the calls out

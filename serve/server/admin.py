@@ -33,7 +33,9 @@ class AdminService(rpc.AdminServiceServicer):
         try:
             model = await self._loader.load(files[request.file])
         except ServeError as error:
-            raise Refusal(Code.FAILED_PRECONDITION, str(error)) from None
+            # Where the folder is, is nobody's business.
+            text = str(error).replace(str(files[request.file]), request.file)
+            raise Refusal(Code.FAILED_PRECONDITION, text) from None
         return wire.LoadModelResponse(model=model.name, version=str(model.version), digest=model.digest)
 
     async def UnloadModel(self, request: wire.UnloadModelRequest, context: Any) -> wire.UnloadModelResponse:  # noqa: N802

@@ -22,7 +22,7 @@ from serve.server.gate import Gate
 from serve.server.models import Registry, Sampler
 from serve.server.security import Tokens, credentials
 from serve.server.settings import Settings
-from serve.server.telemetry import Telemetry, tracing
+from serve.server.telemetry import Telemetry, no_span, tracing
 from serve.stubs import inference_pb2_grpc
 from serve.stubs.admin.v1 import admin_pb2_grpc
 from serve.stubs.sampling.v1 import sampling_pb2_grpc
@@ -53,12 +53,12 @@ class App:
         self.registry = Registry(self._tell_health)
         self.loader = Loader(settings, self.registry, budget, self.telemetry, opened or engines(settings))
         self.telemetry.collect_from(self.registry, budget)
-        self.gate = Gate(self.telemetry, tokens, settings.max_requests, settings.log_requests)
+        span = tracing() if settings.otel else no_span
+        self.gate = Gate(self.telemetry, tokens, settings.max_requests, settings.log_requests, span)
         self._stopping = False
         services = (sampling.SERVICE, inference.SERVICE, *([admin.SERVICE] if settings.admin else []))
         self.health = health.HealthService(services)
-        outer = tracing() if settings.otel else []
-        self._server = grpc.aio.server(interceptors=[*outer, self.gate], options=_options(settings))
+        self._server = grpc.aio.server(interceptors=[self.gate], options=_options(settings))
         encoders = sampling.Encoders(self.telemetry)
         sampling_pb2_grpc.add_SamplingServiceServicer_to_server(
             sampling.SamplingService(self.registry, encoders), self._server
@@ -104,6 +104,8 @@ class App:
         idle.cancel()
         await self._server.stop(LINGER if grace else 0)  # who watches health would stay until the grace is over
         await stopped
+        # A thread that still computes while the interpreter ends would abort the process.
+        await self.registry.close()
 
     def _tell_health(self) -> None:
         self.health.set(len(self.registry) > 0 and not self._stopping)

@@ -26,7 +26,7 @@ import numpy as np
 
 from serve.engine import Images
 from serve.noise import Noise
-from serve.server.refusal import Code, Refusal
+from serve.server.refusal import Code, Refusal, invalid
 
 WEIGHT = {"interactive": 16.0, "bulk": 1.0}
 RATE_MEMORY = 0.9  # of the running mean of samples a second
@@ -165,6 +165,11 @@ class Batcher:
             Exception: whatever the engine raised.
         """
         held, size = request.held, request.held * self._sample_bytes
+        if held > self._budget.samples or size > self._budget.bytes:
+            raise invalid(
+                f"this request holds {held} samples at a time, and the server {self._budget.samples} or "
+                f"{self._budget.bytes >> 20} MiB of all callers; ask for fewer at a time"
+            )
         if not self._budget.fits(held, size):
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED,

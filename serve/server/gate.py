@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from serve.server.refusal import Code, Refusal, invalid
 from serve.server.security import ANYBODY, CALLER, Caller, Tokens
-from serve.server.telemetry import REQUEST_ID, Telemetry
+from serve.server.telemetry import REQUEST_ID, Span, Telemetry, no_span
 from serve.server.wire import serialiser
 
 ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -41,16 +41,20 @@ class Gate(grpc.aio.ServerInterceptor):
         tokens: Who may call; None: anybody.
         most: Requests at a time, of all callers together.
         log_requests: Whether each request's end is a line in the log.
+        span: Opens the trace's span of a call.
 
     Attributes:
         stopping: Whether what comes now is turned away.
     """
 
-    def __init__(self, telemetry: Telemetry, tokens: Tokens | None, most: int, log_requests: bool) -> None:
+    def __init__(
+        self, telemetry: Telemetry, tokens: Tokens | None, most: int, log_requests: bool, span: Span = no_span
+    ) -> None:
         self._telemetry = telemetry
         self._tokens = tokens
         self._most = most
         self._log_requests = log_requests
+        self._span = span
         self.stopping = False
         self._accepted = 0
         self._idle = asyncio.Event()
@@ -104,7 +108,7 @@ class Gate(grpc.aio.ServerInterceptor):
             if counts and self._accepted > self._most:
                 text = f"the server has {self._most} requests under way, the most it takes; repeat a little later"
                 raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
-            with caller.request():
+            with caller.request(), self._span(method, metadata):
                 return await run()
         except Refusal as refusal:
             code = refusal.code

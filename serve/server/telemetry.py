@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-import grpc
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -51,6 +51,8 @@ class Telemetry:
         self.compute = make(Histogram, "compute_seconds", "A batch on a device.", ["model"], buckets=SECONDS)
         self.encode = make(Histogram, "encode_seconds", "A message's pictures.", ["encoding"], buckets=SECONDS)
         self.loads = make(Counter, "model_loads", "Model files looked at, by what came of it.", ["result"])
+        for result in ("loaded", "refused"):
+            self.loads.labels(result)  # at zero, so that the first one is seen to be an increase
 
     def watcher(self, model: str) -> BatchWatcher:
         """Return what a model's batches are told to."""
@@ -133,16 +135,25 @@ def _add_request_id(record: logging.LogRecord) -> bool:
     return True
 
 
-def tracing() -> list[grpc.aio.ServerInterceptor]:
-    """Return OpenTelemetry's interceptor; OTEL_* variables say where spans go.
+Span = Callable[[str, Mapping[str, str]], AbstractContextManager[Any]]
+
+
+def no_span(method: str, metadata: Mapping[str, str]) -> AbstractContextManager[Any]:
+    """Follow nothing."""
+    return nullcontext()
+
+
+def tracing() -> Span:
+    """Return what opens OpenTelemetry's span of a call, within its caller's; OTEL_* variables say where spans go.
+
+    OpenTelemetry's own interceptor for grpc.aio takes streams only from asynchronous generators, as of 0.66b2.
 
     Raises:
         SettingsError: it is not installed.
     """
     try:
-        from opentelemetry import trace
+        from opentelemetry import propagate, trace
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.grpc import aio_server_interceptor
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -150,6 +161,14 @@ def tracing() -> list[grpc.aio.ServerInterceptor]:
         raise SettingsError("--otel needs OpenTelemetry: pip install 'balanced-vae[otel]'") from None
     provider = TracerProvider(resource=Resource.create({"service.name": "serve-vae"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(provider)
-    interceptor: grpc.aio.ServerInterceptor = aio_server_interceptor()  # type: ignore[no-untyped-call]  # it has no types
-    return [interceptor]
+    tracer = provider.get_tracer("serve-vae")
+
+    def span(method: str, metadata: Mapping[str, str]) -> AbstractContextManager[Any]:
+        service, _, name = method.strip("/").partition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        within = propagate.extract(metadata)
+        return tracer.start_as_current_span(
+            method.strip("/"), within, trace.SpanKind.SERVER, attributes | {"request.id": REQUEST_ID.get()}
+        )
+
+    return span

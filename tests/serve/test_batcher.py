@@ -232,6 +232,9 @@ def test_over_the_budget_is_refused_with_a_time_to_come_back() -> None:
         assert refusal.value.code is Code.RESOURCE_EXHAUSTED
         assert refusal.value.retry_after is not None
         assert 0 < refusal.value.retry_after <= 30
+        with pytest.raises(Refusal) as refusal:
+            await collect(batcher, wanted(0, 101))
+        assert (refusal.value.code, refusal.value.retry_after) == (Code.INVALID_ARGUMENT, None)  # it never fits
         device.free.release(1000)
         await first
         await collect(batcher, wanted(0, 20))

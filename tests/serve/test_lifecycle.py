@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import signal
 import socket
 import threading
@@ -54,6 +55,9 @@ def test_health_is_watched_until_the_end(smoke_bundle: Path) -> None:
         process.send_signal(signal.SIGTERM)
         for watch in watches:
             assert next(watch).status == NOT_SERVING
+        with pytest.raises(grpc.RpcError) as error:
+            rpc.SamplingServiceStub(channel).Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20)
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         assert got + sum(reply.chunk.count for reply in stream) == 5000
         process.wait(timeout=20)  # the watchers, who never end, do not use up the grace of 30 s
         assert process.returncode == 0
@@ -195,15 +199,14 @@ def test_the_log_is_json_with_request_ids(smoke_bundle: Path, tmp_path: Path) ->
 
 
 def test_traces_go_to_a_collector(smoke_bundle: Path) -> None:
-    spans: futures.Future[str] = futures.Future()
+    found: queue.Queue[str] = queue.Queue()
 
     class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request: object, context: object) -> object:  # noqa: N802 (gRPC's name)
             for resource in request.resource_spans:  # type: ignore[attr-defined]
                 for scope in resource.scope_spans:
                     for span in scope.spans:
-                        if not spans.done():
-                            spans.set_result(span.name)
+                        found.put(f"{span.name} {span.trace_id.hex()}")
             return trace_service_pb2.ExportTraceServiceResponse()
 
     collector = grpc.server(futures.ThreadPoolExecutor(2))
@@ -212,8 +215,14 @@ def test_traces_go_to_a_collector(smoke_bundle: Path) -> None:
     collector.start()
     where = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY": "100"}
     with serving("--model", smoke_bundle, "--otel", **where) as (address, _), Client(address) as client:
-        client.model().sample(0, 0, 1)
-        assert "SamplingService" in spans.result(timeout=60)
+        assert len(list(client.model().stream(0, 0, 1))) == 1
+        trace = "0af7651916cd43dd8448eb211c80319c"
+        with grpc.insecure_channel(address) as channel:
+            context = [("traceparent", f"00-{trace}-b7ad6b7169203331-01")]
+            rpc.SamplingServiceStub(channel).ListModels(wire.ListModelsRequest(), metadata=context, timeout=20)
+        names = [found.get(timeout=60) for _ in range(3)]
+        assert any(name.startswith("balancedvae.sampling.v1.SamplingService/SampleStream ") for name in names)
+        assert f"balancedvae.sampling.v1.SamplingService/ListModels {trace}" in names
     collector.stop(None)
 
 

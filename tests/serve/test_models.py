@@ -209,6 +209,7 @@ def test_admin_calls_load_and_unload(folder: Path, variant: Callable[..., bytes]
             with pytest.raises(grpc.RpcError) as error:
                 stub.LoadModel(admin.LoadModelRequest(file=file), timeout=60)
             assert error.value.code() is code
+            assert str(folder) not in error.value.details().replace(file, "")
 
 
 def test_admin_calls_are_off_by_default(server: str) -> None:

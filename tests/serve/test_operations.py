@@ -4,33 +4,50 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import promql_parser
+import grpc
+import promql_parser as promql
 import pytest
 import yaml
-from click import Context, Option
 
 from serve import Client
 from serve.errors import Rejected
 from serve.server.cli import main
-from tests.conftest import serving
+from serve.server.settings import Settings
+from tests.conftest import assert_clear_error, command, serving
 
-DOCS = Path(__file__).parents[2] / "docs"
-ADDED = {"instance", "job", "le"}  # by Prometheus and its histograms
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGE = (DOCS / "operations.md").read_text()
+BOARD: dict[str, Any] = json.loads((DOCS / "grafana.json").read_text())
+RULES: list[dict[str, Any]] = [
+    rule for group in yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
+]
+BUF = {"--protocol", "--http2-prior-knowledge", "--reflect", "--reflect-header"}
+PROMETHEUS = {"instance", "job"}  # labels that it adds
+NAMES = r"balancedvae_\w+"
+
+Labels = dict[str, set[str]]  # every value that was seen
 
 
 @pytest.fixture(scope="module")
-def exported(smoke_bundle: Path) -> dict[str, set[str]]:
-    """The labels of every metric of a server that has done a little of everything."""
+def exported(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Labels]:
+    """The metrics of a server that has done a little of everything."""
+    models = tmp_path_factory.mktemp("models")
+    shutil.copy(smoke_bundle, models)
+    (models / "broken.onnx").write_text("this is no model")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-    with serving("--model", smoke_bundle, "--metrics", f"127.0.0.1:{port}") as (address, _):
+    with serving("--models", models, "--metrics", f"127.0.0.1:{port}") as (address, _):
+        assert command("python", "-m", "serve.healthcheck", address).returncode == 0
         with Client(address) as client:
             model = client.model()
             list(model.files(0, 0, 3))
@@ -38,43 +55,111 @@ def exported(smoke_bundle: Path) -> dict[str, set[str]]:
                 model.sample(0, 0, 0)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
             text = reply.read().decode()
-    found: dict[str, set[str]] = {"up": set()}
+    found: dict[str, Labels] = {"up": {}}
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
-        found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))
+        series = found.setdefault(name, {})
+        for label, value in re.findall(r'(\w+)="([^"]*)"', labels):
+            series.setdefault(label, set()).add(value)
     return found
 
 
-def expressions() -> Iterator[str]:
-    for panel in json.loads((DOCS / "grafana.json").read_text())["panels"]:
-        yield from (target["expr"] for target in panel["targets"])
-    for group in yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"]:
-        yield from (rule["expr"] for rule in group["rules"])
+def parsed(text: str) -> promql.Expr:
+    return promql.parse(text.replace("$__rate_interval", "5m").replace("$instance", ".*"))
 
 
-@pytest.mark.parametrize("expression", expressions())
-def test_what_is_drawn_and_watched_is_exported(expression: str, exported: dict[str, set[str]]) -> None:
-    text = expression.replace("$__rate_interval", "5m").replace("$instance", ".*")
-    promql_parser.parse(text)
-    names = re.findall(r"\b(?:balancedvae_\w+|up)\b", text)
-    assert names
-    of_all = set().union(*(exported[name] for name in names)) | ADDED
-    used = re.findall(r'(\w+)=~?"', text)
-    used += [label for group in re.findall(r"by \(([^)]*)\)", text) for label in group.split(", ")]
-    assert set(used) <= of_all
+def board() -> Iterator[tuple[str, str]]:
+    """Each expression of the dashboard, and its legend."""
+    for panel in BOARD["panels"]:
+        yield from ((target["expr"], target["legendFormat"]) for target in panel["targets"])
+
+
+def rules() -> Iterator[tuple[str, str]]:
+    """Each rule's expression, and what it says."""
+    yield from ((rule["expr"], " ".join(rule["annotations"].values())) for rule in RULES)
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Each expression of the page."""
+    for block in re.findall(r"```promql\n(.*?)```", PAGE, re.DOTALL):
+        yield from ((text, "") for text in re.split(r"\n(?=\S)", re.sub(r"^#.*\n", "", block, flags=re.MULTILINE)))
+
+
+def result(node: Any, exported: dict[str, Labels]) -> set[str]:
+    """Return the labels of an expression's result; every metric, label and value in it is exported."""
+    if isinstance(node, promql.MatrixSelector):
+        return result(node.vector_selector, exported)
+    if isinstance(node, promql.VectorSelector):
+        assert node.name in exported
+        series = exported[node.name]
+        for matcher in node.matchers.matchers:
+            if matcher.name not in PROMETHEUS:
+                assert matcher.name in series
+                assert possible(matcher, series[matcher.name])
+        return set(series) | PROMETHEUS
+    if isinstance(node, promql.AggregateExpr):
+        inside = result(node.expr, exported)
+        kept = set(node.modifier.labels) if node.modifier else set()
+        assert kept <= inside
+        return kept
+    if isinstance(node, promql.BinaryExpr):
+        sides = [result(side, exported) for side in (node.lhs, node.rhs)]
+        matching = node.modifier.matching if node.modifier else None
+        for side in sides if matching else ():
+            assert set(matching.labels) <= side
+        return set.union(*sides)
+    if isinstance(node, promql.Call):
+        assert node.args
+        labels = set.union(*(result(each, exported) for each in node.args))
+        return labels - {"le"} if node.func.name == "histogram_quantile" else labels
+    if isinstance(node, promql.ParenExpr):
+        return result(node.expr, exported)
+    assert isinstance(node, promql.NumberLiteral), type(node)
+    return set()
+
+
+def possible(matcher: promql.Matcher, seen: set[str]) -> bool:
+    """Tell whether what a matcher looks for, or leaves out, exists."""
+    if matcher.op in (promql.MatchOp.Re, promql.MatchOp.NotRe):
+        matching = [value for value in seen if re.fullmatch(matcher.value, value)]
+        return len(matching) > 0 and (matcher.op == promql.MatchOp.Re or len(matching) < len(seen))
+    return matcher.value in (grpc.StatusCode.__members__ if matcher.name == "code" else seen)
+
+
+@pytest.mark.parametrize(("expression", "told"), [*board(), *rules(), *queries()])
+def test_what_is_drawn_watched_and_asked_is_exported(expression: str, told: str, exported: dict[str, Labels]) -> None:
+    labels = result(parsed(expression), exported)
+    assert re.search(rf"\b({NAMES}|up)\b", expression)
+    assert {name for pair in re.findall(r"\{\{(\w+)\}\}|\$labels\.(\w+)", told) for name in pair if name} <= labels
+
+
+def test_everything_exported_is_drawn(exported: dict[str, Labels]) -> None:
+    drawn = {family(name) for expression, _ in board() for name in re.findall(NAMES, expression)}
+    assert drawn == {family(name) for name in exported} - {"up"}
+
+
+def family(name: str) -> str:
+    return re.sub("_(bucket|sum|count)$", "", name)
 
 
 def test_every_rule_says_what_happened_and_how_bad_it_is() -> None:
-    for group in yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"]:
-        for rule in group["rules"]:
-            assert rule["labels"]["severity"] in ("warning", "critical")
-            assert set(rule["annotations"]) == {"summary", "description"}
+    assert len({rule["alert"] for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in ("warning", "critical")
+        assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_the_dashboard_can_be_imported_anywhere() -> None:
+    assert "__inputs" not in BOARD
+    assert BOARD["schemaVersion"] >= 38  # Grafana 10
+    assert [each["type"] for each in BOARD["templating"]["list"]] == ["datasource", "query"]
+    assert set(re.findall(r'"uid": "([^"]*)"', json.dumps(BOARD))) == {BOARD["uid"], "${datasource}"}
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
 
 
 def test_panels_have_places_of_their_own() -> None:
-    board: dict[str, Any] = json.loads((DOCS / "grafana.json").read_text())
     taken = [
         (x, y)
-        for place in (panel["gridPos"] for panel in board["panels"])
+        for place in (panel["gridPos"] for panel in BOARD["panels"])
         for x in range(place["x"], place["x"] + place["w"])
         for y in range(place["y"], place["y"] + place["h"])
     ]
@@ -82,18 +167,51 @@ def test_panels_have_places_of_their_own() -> None:
     assert max(x for x, _ in taken) < 24
 
 
-def test_the_pages_table_is_what_is_exported(exported: dict[str, set[str]]) -> None:
-    families = {re.sub("_(bucket|sum|count)$", "", name) for name in exported if name != "up"}
-    rows = re.findall(r"^\| (`balancedvae_[^|]*)\|[^|]*\|([^|]*)\|", (DOCS / "operations.md").read_text(), re.MULTILINE)
-    written = {name: labels for names, labels in rows for name in re.findall(r"`(\w+)`", names)}
-    assert set(written) == families
-    for name, labels in written.items():
-        series = exported.get(name, set()) | exported.get(f"{name}_count", set())
-        assert set(re.findall(r"\w+", labels)) == series, name
+def test_the_pages_table_is_what_is_exported(exported: dict[str, Labels]) -> None:
+    rows = re.findall(r"^\| (`balancedvae_[^|]*)\|[^|]*\|([^|]*)\|", PAGE, re.MULTILINE)
+    written = {
+        name: set(re.findall(r"\w+", labels)) for names, labels in rows for name in re.findall(r"`(\w+)`", names)
+    }
+    series = {family(name): set(labels) - {"le"} for name, labels in exported.items() if name != "up"}
+    assert written == series
 
 
-def test_the_page_names_flags_that_exist() -> None:
-    flags = {name for option in main.get_params(Context(main)) if isinstance(option, Option) for name in option.opts}
-    named = set(re.findall(r"`(?:serve-vae )?(?:\.\.\. )?(--[a-z-]+)", (DOCS / "operations.md").read_text()))
-    assert named - flags == set()
-    assert len(named) > 20
+def test_the_pages_status_codes_are_the_services() -> None:
+    said = (ROOT / "protos/balancedvae/sampling/v1/sampling.proto").read_text()
+    codes = set(re.findall(r"^//   ([A-Z_]{5,}) ", said, re.MULTILINE))
+    assert set(re.findall(r"^\| `([A-Z_]+)` \|", PAGE, re.MULTILINE)) == codes
+    assert codes <= set(grpc.StatusCode.__members__)
+
+
+def test_the_page_names_every_flag_and_no_other() -> None:
+    flags, probe = (
+        set(re.findall(r"^ +(--[a-z0-9-]+)", command(*words, "--help").stdout, re.MULTILINE)) - {"--version", "--help"}
+        for words in (["serve-vae"], ["python", "-m", "serve.healthcheck"])
+    )
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", PAGE)) - BUF - {"--help"}
+    assert named == flags | probe
+
+
+def test_what_supervisors_start_are_settings_that_go_together() -> None:
+    (unit,) = re.findall(r"^ExecStart=(.*)$", PAGE, re.MULTILINE)
+    (deployment,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    pod = yaml.safe_load(deployment)["spec"]["template"]["spec"]
+    for words in (shlex.split(unit), pod["containers"][0]["args"]):
+        assert Path(words[0]).name == "serve-vae"
+        flags = main.make_context("serve-vae", words[1:]).params
+        settings = Settings(**{name: value for name, value in flags.items() if name not in ("check", "new_token")})
+        assert settings.models is not None
+        assert settings.metrics.endswith(":9470")
+    assert settings.listen.endswith(f":{pod['containers'][0]['readinessProbe']['grpc']['port']}")
+    assert settings.grace < min(
+        pod["terminationGracePeriodSeconds"], *map(int, re.findall("TimeoutStopSec=(.*)", PAGE))
+    )
+
+
+def test_environment_variables_are_options(smoke_bundle: Path, tmp_path: Path) -> None:
+    other = shutil.copy(smoke_bundle, tmp_path / "other@2.onnx")
+    two = {"SERVE_VAE_MODEL": f"{smoke_bundle}:{other}", "SERVE_VAE_DEVICE": "cpu cpu", "SERVE_VAE_CHECK": "1"}
+    checked = command("serve-vae", **two)
+    assert checked.returncode == 0, checked.stderr
+    assert [line.split(":")[0] for line in checked.stdout.splitlines()[:2]] == ["smoke version 2", "smoke version 1"]
+    assert_clear_error(command("serve-vae", "--check", SERVE_VAE_ADMIN="1"), "--models FOLDER", code=2)
