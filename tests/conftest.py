@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -116,6 +118,13 @@ def serving(
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
                     process.wait(timeout=60)
+
+
+def metrics(log: Path) -> str:
+    """What a server that was started with `--metrics 127.0.0.1:0` shows to Prometheus."""
+    (url,) = re.findall(r"metrics at (\S+)", log.read_text())
+    with urllib.request.urlopen(url, timeout=20) as reply:
+        return str(reply.read().decode())
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,8 @@ SAMPLES = tuple(float(2**power) for power in range(11))
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
+log = logging.getLogger("serve-vae")
+
 
 class Telemetry:
     """The server's metrics, in a registry of their own."""
@@ -70,9 +72,10 @@ class Telemetry:
         """
         host, _, port = address.rpartition(":")
         try:
-            start_http_server(int(port), host.strip("[]"), self.metrics)
+            server, _ = start_http_server(int(port), host.strip("[]"), self.metrics)
         except OSError as error:
             raise SettingsError(f"cannot listen on {address} for metrics: {error.strerror}; choose another") from None
+        log.info("metrics at http://%s:%d/metrics", host, server.server_port)
 
 
 class BatchWatcher:

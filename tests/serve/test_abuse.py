@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from serve import Client, Engine, load
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import BIN, serving
+from tests.conftest import BIN, metrics, serving
 from tests.serve.test_models import until
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -49,13 +48,12 @@ EXPECTED = {
 class Victim:
     """A server, and what can be seen of it from outside."""
 
-    def __init__(self, address: str, pid: int, log: Path, metrics: int, engine: Engine) -> None:
+    def __init__(self, address: str, pid: int, log: Path, engine: Engine) -> None:
         self.address = address
         self.host, _, port = address.rpartition(":")
         self.port = int(port)
         self.pid = pid
         self.log = log
-        self._metrics = metrics
         self._engine = engine
 
     def connect(self) -> socket.socket:
@@ -69,9 +67,7 @@ class Victim:
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) << 10
 
     def metric(self, name: str) -> float:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics}/metrics", timeout=20) as reply:
-            lines = reply.read().decode().splitlines()
-        return float(next(line for line in lines if line.startswith(name + " ")).split()[-1])
+        return float(next(line for line in metrics(self.log).splitlines() if line.startswith(name + " ")).split()[-1])
 
     def is_well(self) -> None:
         """It serves the right pictures, holds nothing, and its log has no traceback."""
@@ -86,12 +82,8 @@ class Victim:
 @pytest.fixture(scope="module")
 def victim(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     log = tmp_path_factory.mktemp("victim") / "log"
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        metrics = taken.getsockname()[1]
-    words = ("--model", smoke_bundle, "--metrics", f"127.0.0.1:{metrics}")
-    with serving(*words, log=log) as (address, process):
-        yield Victim(address, process.pid, log, metrics, Engine(load(smoke_bundle), device="cpu"))
+    with serving("--model", smoke_bundle, "--metrics", "127.0.0.1:0", log=log) as (address, process):
+        yield Victim(address, process.pid, log, Engine(load(smoke_bundle), device="cpu"))
 
 
 def plain(value: bytes) -> bytes:

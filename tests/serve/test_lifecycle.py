@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import signal
-import socket
 import threading
-import urllib.request
 from concurrent import futures
 from pathlib import Path
 
@@ -23,19 +21,11 @@ from serve import Client, Options
 from serve.errors import Overloaded, Rejected, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import assert_clear_error, command, serving
+from tests.conftest import assert_clear_error, command, metrics, serving
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 SERVICES = ("", "balancedvae.sampling.v1.SamplingService", "inference.GRPCInferenceService")
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    return port
 
 
 def test_health_is_watched_until_the_end(smoke_bundle: Path) -> None:
@@ -146,21 +136,17 @@ def test_a_deadline_that_cannot_be_met(server: str) -> None:
     assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def metrics(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
-        lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
-
-
-def test_metrics_count_what_happened(smoke_bundle: Path, free_port: int) -> None:
-    with serving("--model", smoke_bundle, "--metrics", f"127.0.0.1:{free_port}") as (address, _):
+def test_metrics_count_what_happened(smoke_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serving("--model", smoke_bundle, "--metrics", "127.0.0.1:0", log=log) as (address, _):
         with Client(address) as client:
             model = client.model()
             model.sample(0, 0, 10)
             list(model.files(0, 0, 20, encoding="webp"))
             with pytest.raises(Rejected):
                 model.sample(0, 0, 0)
-        found = metrics(free_port)
+        lines = [line for line in metrics(log).splitlines() if not line.startswith("#")]
+        found = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
         service = 'method="/balancedvae.sampling.v1.SamplingService'
         assert found[f'balancedvae_requests_total{{code="OK",{service}/Sample"}}'] == 1
         assert found[f'balancedvae_requests_total{{code="INVALID_ARGUMENT",{service}/Sample"}}'] == 1

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import shutil
-import socket
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from serve import Client
 from serve.errors import Rejected
 from serve.server.cli import main
 from serve.server.settings import Settings
-from tests.conftest import assert_clear_error, command, serving
+from tests.conftest import assert_clear_error, command, metrics, serving
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -43,18 +41,15 @@ def exported(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     models = tmp_path_factory.mktemp("models")
     shutil.copy(smoke_bundle, models)
     (models / "broken.onnx").write_text("this is no model")
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    with serving("--models", models, "--metrics", f"127.0.0.1:{port}") as (address, _):
+    log = tmp_path_factory.mktemp("log") / "log"
+    with serving("--models", models, "--metrics", "127.0.0.1:0", log=log) as (address, _):
         assert command("python", "-m", "serve.healthcheck", address).returncode == 0
         with Client(address) as client:
             model = client.model()
             list(model.files(0, 0, 3))
             with pytest.raises(Rejected):
                 model.sample(0, 0, 0)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
-            text = reply.read().decode()
+        text = metrics(log)
     found: dict[str, Labels] = {"up": {}}
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
         series = found.setdefault(name, {})
