@@ -78,7 +78,10 @@ class Gate(grpc.aio.ServerInterceptor):
             parse = None
 
         async def call(request: Any, context: Any) -> Any:
-            return await self._call(details.method, metadata, context, lambda: _run(behaviour, parse, request, context))
+            reply = await self._call(details.method, metadata, lambda: _run(behaviour, parse, request, context))
+            if isinstance(reply, Refusal):
+                await _abort(context, reply)
+            return reply
 
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         changes: dict[str, Any] = {kind: call, "response_serializer": serialiser(handler.response_serializer)}
@@ -87,9 +90,8 @@ class Gate(grpc.aio.ServerInterceptor):
             changes["request_deserializer"] = None
         return handler._replace(**changes)
 
-    async def _call(
-        self, method: str, metadata: dict[str, str], context: Any, run: Callable[[], Awaitable[Any]]
-    ) -> Any:
+    async def _call(self, method: str, metadata: dict[str, str], run: Callable[[], Awaitable[Any]]) -> Any:
+        """Return the reply, or the Refusal that is sent instead; whatever it is, it is counted before it is sent."""
         counts = not method.startswith((HEALTH, REFLECTION))
         given = metadata.get(ID_KEY, "")
         identity = given if ID.fullmatch(given) else uuid.uuid4().hex
@@ -113,7 +115,7 @@ class Gate(grpc.aio.ServerInterceptor):
         except Refusal as refusal:
             code = refusal.code
             # Its traceback holds frames, and they the model, which may be replaced: a refusal is long remembered.
-            await _abort(context, refusal.with_traceback(None), identity)
+            return refusal.with_traceback(None)
         except asyncio.CancelledError:
             code = Code.CANCELLED
             raise
@@ -126,7 +128,7 @@ class Gate(grpc.aio.ServerInterceptor):
             code = Code.INTERNAL
             log.exception("request %s to %s failed", identity, method)
             text = f"the server failed; its log says why under the request {identity}"
-            await _abort(context, Refusal(code, text), identity)
+            return Refusal(code, text)
         finally:
             seconds = time.monotonic() - began
             self._telemetry.under_way.dec()
@@ -165,7 +167,7 @@ async def _run(behaviour: Any, parse: Any, request: Any, context: Any) -> Any:
     return None
 
 
-async def _abort(context: Any, refusal: Refusal, identity: str) -> NoReturn:
-    metadata = [*refusal.metadata(), (ID_KEY, identity)]
+async def _abort(context: Any, refusal: Refusal) -> NoReturn:
+    metadata = [*refusal.metadata(), (ID_KEY, REQUEST_ID.get())]
     await context.abort(refusal.code, refusal.message, tuple(metadata))
     raise AssertionError("abort always raises")
