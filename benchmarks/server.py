@@ -16,11 +16,11 @@ import random
 import signal
 import statistics
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,28 +94,37 @@ def ours(words: list[str]) -> Iterator[Ours]:
 
 
 def rate(connects: list[Callable[[], AbstractContextManager[Ask]]], count: int, seconds: float) -> float:
-    """Return the images a second of clients that each ask for `count` samples, again as soon as they have them."""
-    made = [0] * len(connects)
-    stop = threading.Event()
+    """Return the images a second of clients that each ask for `count` samples, again as soon as they have them.
 
-    def drain(number: int, ask: Ask) -> None:
-        for turn in itertools.count():
-            for images in ask(number, turn * count, count):
-                made[number] += len(images)
-                if stop.is_set():
-                    return
+    Each client is timed from one arrival to another, and all go on until the last has been: where pictures arrive in
+    bursts, how many of them happen to fall into a fixed time says little.
+    """
+    rates = [0.0] * len(connects)
+    left = set(range(len(connects)))
+
+    def drain(number: int, ask: Ask, begin: float) -> None:
+        made, first = 0, None
+        try:
+            for turn in itertools.count():
+                for images in ask(number, turn * count, count):
+                    made += len(images)
+                    now = time.monotonic()
+                    if first is None and now >= begin:
+                        first = now, made
+                    elif first is not None and now >= begin + seconds and number in left:
+                        rates[number] = (made - first[1]) / (now - first[0])
+                        left.discard(number)
+                    if not left:
+                        return
+        finally:
+            left.discard(number)
 
     with ExitStack() as stack, ThreadPoolExecutor(len(connects)) as pool:
         asks = [stack.enter_context(each()) for each in connects]
-        running = [pool.submit(drain, number, ask) for number, ask in enumerate(asks)]
-        time.sleep(WARM * seconds)
-        first, began = sum(made), time.monotonic()
-        time.sleep(seconds)
-        found = (sum(made) - first) / (time.monotonic() - began)
-        stop.set()
-        for each in running:
+        begin = time.monotonic() + WARM * seconds
+        for each in [pool.submit(drain, number, ask, begin) for number, ask in enumerate(asks)]:
             each.result()
-    return found
+    return sum(rates)
 
 
 def latencies(server: Ours, count: int, requests_a_second: float, seconds: float) -> list[float]:
@@ -183,8 +192,10 @@ def main(
     words = ["-c", "from serve.server.cli import main; main()", "--model", str(model), "--listen", "127.0.0.1:0"]
     with ExitStack() as stack:
         server = stack.enter_context(ours([*words, "--device", device]))
-        peers: list[Peer] = [stack.enter_context(triton(triton_folder, bundle, 0))] if triton_folder else []
-        peers += [stack.enter_context(litserve(litserve_python, bundle, 0))] if litserve_python else []
+        # Each runs only while it is measured: LitServe takes a tenth of a core even when nobody asks.
+        peers: list[Callable[[], AbstractContextManager[Peer]]] = []
+        peers += [partial(triton, triton_folder, bundle, 0)] if triton_folder else []
+        peers += [partial(litserve, litserve_python, bundle, 0)] if litserve_python else []
         found: dict[str, list[float]] = {}
 
         def note(name: str, value: float) -> float:
@@ -201,9 +212,10 @@ def main(
                 name = f"serve-vae, {clients} clients, requests of {size}"
                 speed = note(name, rate([server.connect] * clients, size, seconds))
                 note(f"{name}: ratio", speed / alone[size])
-                for peer in peers if (clients, size) in BESIDE else ():
-                    theirs = rate([lambda peer=peer: connect(peer)] * clients, size, seconds)
-                    note(f"{peer.name}, {clients} clients, requests of {size}", theirs)
+                for start in peers if (clients, size) in BESIDE else ():
+                    with start() as peer:
+                        theirs = rate([partial(connect, peer)] * clients, size, seconds)
+                        note(f"{peer.name}, {clients} clients, requests of {size}", theirs)
             speed = note("serve-vae, one stream of 100,000 (its beginning)", rate([server.connect], 100_000, seconds))
             note("serve-vae, one stream of 100,000 (its beginning): ratio", speed / alone[1000])
         _print(bundle, engine, found)
