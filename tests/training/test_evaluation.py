@@ -23,7 +23,7 @@ from skimage import data
 from tests.conftest import assert_clear_error, command
 from training.errors import DataError
 from training.evaluation.cli import main
-from training.evaluation.compare import Measured, compare, read
+from training.evaluation.compare import read
 from training.evaluation.distances import frechet, kid, precision_recall
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
@@ -427,8 +427,9 @@ def test_measuring_again_replaces_what_is_the_same_measurement(run: Path, words:
 
 def test_latent_noise_is_another_measurement(run: Path, words: list[object], tmp_path: Path) -> None:
     out = tmp_path / "noise.json"
-    noisy = ["--prior", "second-stage", "--normalise", "scalar", "--latent-noise", "--no-precision-recall"]
-    assert evaluate(run, *words, *noisy, "--json", out).exit_code == 0
+    scalar = ["--prior", "second-stage", "--normalise", "scalar", "--no-precision-recall"]
+    assert evaluate(run, *words, *scalar).exit_code == 0
+    assert evaluate(run, *words, *scalar, "--latent-noise", "--json", out).exit_code == 0
     record = read(out).records[-1]
     stages = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert record["latent_noise"] == stages[-1]["gamma"]
@@ -485,65 +486,3 @@ def test_refusals(run: Path, words: list[object], pictures: Path, extractor_file
     shutil.copy(run / "config.json", tmp_path)
     assert_refused(evaluate("compare", tmp_path), "nothing was measured")
     assert_clear_error(command("evaluate-vae", run, "--no-such-flag"), "No such option", code=2)
-
-
-# Comparing.
-
-
-def measured(name: str, value: float, mse: float = 0.01, **changes: Any) -> Measured:
-    extractor = {"name": "tiny", "digest": "d" * 64, "features": 8, "resize": "in the model"}
-    against = {"data": "c" * 32, "split": "train", "count": 60, "of": 90, "read": "16x16x3"}
-    extractor |= {key: changes.pop(key) for key in list(changes) if key in extractor}
-    against |= {key: changes.pop(key) for key in list(changes) if key in against and key != "count"}
-    common = {"count": 60, "seed": 0, "reference": against, **changes}
-    one = {"metric": "FD (tiny)", "set": "GEN-1", "normalisation": "none", "value": value, "kid": value / 100}
-    one |= {"kid_subsets": 50, "kid_subset": 30, "extractor": extractor, **common}
-    latents = {"metric": "latents", "mse": mse, "inactive": 3, "variance_law": 0.9, **common}
-    return Measured(name, {"name": "smoke", "first_stage": "vae", "epochs": 2}, [one, latents])
-
-
-def test_the_best_of_a_column_is_bold() -> None:
-    text = compare([measured("one", 12.5, 0.02), measured("two", 11.5, 0.03), measured("two", 13.5, 0.04)])
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-    assert rows[0] == [
-        "run",
-        "recipe",
-        "first stage",
-        "balance",
-        "epochs",
-        "of stage 2",
-        "mse",
-        "inactive",
-        "variance law",
-    ]
-    assert rows[2] == ["one", "smoke", "vae", "-", "2", "-", "**0.02000**", "3", "0.9000"]
-    assert ["FD (tiny)", "GEN-1"] in rows
-    assert ["KID (tiny)", "GEN-1"] in rows
-    assert ["one", "12.5"] in rows
-    assert ["two (1)", "**11.5**"] in rows
-    assert ["two (2)", "13.5"] in rows
-    assert "sha256 dddd" in text
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"digest": "e" * 64}, "the extractor's digest"),
-        ({"data": "other"}, "the reference's data"),
-        ({"split": "test"}, "the reference's split"),
-        ({"count": 50}, "the count is 60 in one and 50 in two"),
-        ({"seed": 1}, "the seed"),
-    ],
-)
-def test_protocols_do_not_share_a_column(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(DataError, match="measured in different ways") as error:
-        compare([measured("one", 12.5), measured("two", 11.5, **change)])
-    assert words in str(error.value)
-
-
-def test_runs_measured_twice_are_compared_where_they_agree() -> None:
-    one, two = measured("one", 12.5), measured("two", 11.5)
-    more = measured("one", 99.0, count=600)
-    text = compare([Measured("one", one.recipe, [*more.records, *one.records]), two])
-    assert "12.5" in text
-    assert "99" not in text
