@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -96,7 +96,16 @@ def serving(
     *words: object, log: Path | None = None, **environment: str
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A real server on a free port of the loopback, told to stop at the end; what it says goes to `log`."""
-    full = [str(BIN / "serve-vae"), "--listen", "127.0.0.1:0", *map(str, words)]
+    with starting([BIN / "serve-vae", "--listen", "127.0.0.1:0", *words], log, **environment) as started:
+        yield started
+
+
+@contextmanager
+def starting(
+    words: Sequence[object], log: Path | None = None, **environment: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server, by the words that start it."""
+    full = [str(word) for word in words]
     with ExitStack() as stack:
         path = log or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
         with (

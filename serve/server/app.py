@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -27,7 +29,7 @@ from serve.stubs import inference_pb2_grpc
 from serve.stubs.admin.v1 import admin_pb2_grpc
 from serve.stubs.sampling.v1 import sampling_pb2_grpc
 
-LINGER = 0.25  # seconds between the last word to clients and the end of their connections
+LINGER = 0.25  # seconds in which new calls are still answered, by saying that the server stops
 HANDSHAKE_SECONDS = 20  # for TLS and HTTP/2; who takes longer is not going to send a request
 
 log = logging.getLogger("serve-vae")
@@ -54,7 +56,16 @@ class App:
         self.loader = Loader(settings, self.registry, budget, self.telemetry, opened or engines(settings))
         self.telemetry.collect_from(self.registry, budget)
         span = tracing() if settings.otel else no_span
-        self.gate = Gate(self.telemetry, tokens, settings.max_requests, settings.log_requests, span)
+        self.gate = Gate(
+            self.telemetry,
+            tokens,
+            settings.max_requests,
+            settings.message_bytes,
+            settings.stall,
+            settings.log_requests,
+            span,
+        )
+        budget.make_room = self.gate.make_room
         self._stopping = False
         services = (sampling.SERVICE, inference.SERVICE, *([admin.SERVICE] if settings.admin else []))
         self.health = health.HealthService(services)
@@ -98,17 +109,22 @@ class App:
         self.gate.stopping = True
         if grace:
             await asyncio.sleep(LINGER)
+        # It ends once the last connection has: so, once every reply has left, however slowly it is read.
         stopped = asyncio.ensure_future(self._server.stop(grace))
         idle = asyncio.ensure_future(self.gate.idle())
         await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        await self._server.stop(LINGER if grace else 0)  # who watches health would stay until the grace is over
+        self.gate.release()  # who watches health would stay until the grace is over
         await stopped
         # A thread that still computes while the interpreter ends would abort the process.
         await self.registry.close()
 
+    async def cut(self) -> None:
+        """End every call now."""
+        await self._server.stop(None)
+
     def _tell_health(self) -> None:
-        self.health.set(len(self.registry) > 0 and not self._stopping)
+        self.health.set(self.registry.working and not self._stopping)
 
 
 async def load_models(settings: Settings, loader: Loader, registry: Registry) -> None:
@@ -154,9 +170,18 @@ async def serve(settings: Settings) -> None:
     await asyncio.wait((stopping, again), return_when=asyncio.FIRST_COMPLETED)
     if not stopping.done():
         log.warning("stopping now: a second signal")
-        await app.stop(0)
-    with suppress(asyncio.CancelledError):
-        await stopping
+        await asyncio.wait((asyncio.ensure_future(app.cut()),), timeout=LINGER)
+        _leave()
+    stopping.result()
+    if app.loader.busy:
+        log.info("left a model that was still being loaded")
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process, also where a thread is busy: the interpreter would wait for it, or abort under it."""
+    logging.shutdown()
+    os._exit(0)
 
 
 async def check(settings: Settings) -> list[str]:
@@ -202,8 +227,41 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _listen(server: grpc.aio.Server, address: str, secure: grpc.ServerCredentials | None) -> str:
+    """Listen on every address that a host name has here; gRPC is content with one, and another server has the rest.
+
+    Raises:
+        SettingsError: one of them is in use, or there is none.
+    """
+    if address.startswith("unix:"):
+        _bind(server, address, secure, address)
+        return address
+    host, _, port = address.rpartition(":")
+    bound = int(port)
     try:
-        port = server.add_secure_port(address, secure) if secure else server.add_insecure_port(address)
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = {(family, place[0]) for family, _, _, _, place in found if _is_here(family, place)}
+    except OSError:
+        places = set()
+    if not places:
+        raise SettingsError(f"cannot listen on {address}: {host} is not this machine's; choose another")
+    for family, place in sorted(places):
+        text = f"[{place}]" if family == socket.AF_INET6 else place
+        bound = _bind(server, f"{text}:{bound}", secure, address)
+    return f"{host}:{bound}"
+
+
+def _is_here(family: int, place: tuple[Any, ...]) -> bool:
+    """Tell whether an address can be listened on; names such as localhost may have one of a protocol that is off."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((place[0], 0, *place[2:]))
+        except OSError:
+            return False
+    return True
+
+
+def _bind(server: grpc.aio.Server, place: str, secure: grpc.ServerCredentials | None, address: str) -> int:
+    try:
+        return server.add_secure_port(place, secure) if secure else server.add_insecure_port(place)
     except RuntimeError:
-        raise ServeError(f"cannot listen on {address}: it is in use, or not this machine's; choose another") from None
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        raise SettingsError(f"cannot listen on {address}: it is in use, or not allowed; choose another") from None

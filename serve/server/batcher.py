@@ -15,10 +15,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,8 +29,11 @@ from serve.engine import Images
 from serve.noise import Noise
 from serve.server.refusal import Code, Refusal, invalid
 
+log = logging.getLogger("serve-vae")
+
 WEIGHT = {"interactive": 16.0, "bulk": 1.0}
 RATE_MEMORY = 0.9  # of the running mean of samples a second
+PROBE_SECONDS = 1.0  # between two looks at an engine that failed
 LONGEST_RETRY = 30.0  # seconds
 
 
@@ -52,12 +56,17 @@ class Watcher(Protocol):
 
 @dataclass(eq=False)
 class Budget:
-    """The most work that a server holds at a time, in samples and in bytes of pictures."""
+    """The most work that a server holds at a time, in samples and in bytes of pictures.
+
+    Attributes:
+        make_room: Called when something does not fit.
+    """
 
     samples: int
     bytes: int
     held_samples: int = 0
     held_bytes: int = 0
+    make_room: Callable[[], None] = lambda: None
 
     def fits(self, samples: int, size: int) -> bool:
         """Tell whether so much more may be held."""
@@ -124,18 +133,34 @@ class Piece:
 class Batcher:
     """A queue and the engines that work on it. Make it on a running event loop.
 
+    An engine that fails ends the requests of that batch, and takes part again once it has computed the probe. While
+    none takes part, nothing is accepted.
+
     Args:
         engines: One a device; each gives the same samples.
         budget: Shared by all batchers of a server.
         sample_bytes: Bytes of one picture.
         delay: Seconds that a batch which is not full may wait for more.
         watcher: Told of each batch.
+        probe: Noise [batch, noise_size] that an engine which works has pictures for.
+        changed: Called on the event loop when `working` may have changed.
     """
 
     def __init__(
-        self, engines: Sequence[Device], budget: Budget, sample_bytes: int, delay: float, watcher: Watcher
+        self,
+        engines: Sequence[Device],
+        budget: Budget,
+        sample_bytes: int,
+        delay: float,
+        watcher: Watcher,
+        probe: Noise,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._engines = engines
+        self._probe = probe
+        self._tell = changed
+        self._failing: set[Device] = set()
+        self._live: set[Request] = set()
         self._budget = budget
         self._sample_bytes = sample_bytes
         self._delay = delay
@@ -146,8 +171,7 @@ class Batcher:
         self._order = itertools.count()
         self._virtual = 0.0
         self._rate = 0.0  # of one engine, samples a second
-        self._ending = False
-        self._requests = 0
+        self._ending = threading.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.waiting = 0  # samples in the queue
@@ -155,15 +179,25 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def working(self) -> bool:
+        """Whether an engine takes part; for the event loop."""
+        return len(self._failing) < len(self._engines)
+
     async def run(self, request: Request) -> AsyncGenerator[list[Images]]:
         """Yield a request's chunks: arrays [n, height, width, channels] that together are the chunk, in order.
 
-        Close it (contextlib.aclosing), and what was not computed by then never will be.
+        Close it (contextlib.aclosing) once the last chunk has left: until then it is held against the budget, and what
+        was not computed by then never will be.
 
         Raises:
-            Refusal: the server is full, or the deadline passed.
+            Refusal: the server is full, no engine works, or the deadline passed.
             Exception: whatever the engine raised.
         """
+        if not self.working:
+            raise Refusal(
+                Code.UNAVAILABLE, "the model's device fails; repeat here later, or elsewhere now", PROBE_SECONDS
+            )
         held, size = request.held, request.held * self._sample_bytes
         if held > self._budget.samples or size > self._budget.bytes:
             raise invalid(
@@ -171,6 +205,7 @@ class Batcher:
                 f"{self._budget.bytes >> 20} MiB of all callers; ask for fewer at a time"
             )
         if not self._budget.fits(held, size):
+            self._budget.make_room()
             raise Refusal(
                 Code.RESOURCE_EXHAUSTED,
                 f"the server is full: {self._budget.held_samples} samples are under way and {held} more do not fit in "
@@ -178,7 +213,7 @@ class Batcher:
                 self._retry_after(),
             )
         self._budget.hold(held, size)
-        self._requests += 1
+        self._live.add(request)
         self._idle.clear()
         try:
             for at in range(0, request.count, request.chunk):
@@ -188,15 +223,15 @@ class Batcher:
             self._end(request)
             request.chunks.clear()
             self._budget.hold(-held, -size)
-            self._requests -= 1
-            if not self._requests:
+            self._live.discard(request)
+            if not self._live:
                 self._idle.set()
 
     async def close(self) -> None:
         """Wait until every request is done, then end the threads."""
         await self._idle.wait()
         with self._changed:
-            self._ending = True
+            self._ending.set()
             self._changed.notify_all()
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
@@ -241,28 +276,70 @@ class Batcher:
             at += piece.count
             request.arrived.set()
 
-    def _fail(self, requests: list[Request], problem: Exception) -> None:
+    def _fail(self, requests: Iterable[Request], problem: Exception) -> None:
         """End requests, on the event loop."""
         for request in requests:
             self._end(request)
             request.problem = problem
             request.arrived.set()
 
+    def _lose(self, pieces: list[Piece], problem: Exception) -> None:
+        """End the requests of a batch that failed; where the queue failed, all: nobody knows whose turn it was."""
+        self._fail({piece.request for piece in pieces} or set(self._live), problem)
+
+    def _is_failing(self, engine: Device, problem: Exception) -> None:
+        """Go on without an engine, on the event loop."""
+        self._failing.add(engine)
+        if not self.working:
+            self._fail(set(self._live), problem)
+        self._tell()
+
+    def _is_working(self, engine: Device) -> None:
+        self._failing.discard(engine)
+        self._tell()
+
     # What follows runs in the engines' threads.
 
     def _work(self, engine: Device) -> None:
-        while pieces := self._take(engine.batch):
-            began = time.monotonic()
+        pieces: list[Piece] = []
+        while True:
             try:
-                images = engine.compute(_noise(pieces))
-            except Exception as error:  # whatever a device raises ends these requests, not the thread
-                self._loop.call_soon_threadsafe(self._fail, [piece.request for piece in pieces], error)
-                continue
-            seconds = time.monotonic() - began
-            self._loop.call_soon_threadsafe(self._deliver, pieces, images)
-            rate = len(images) / max(seconds, 1e-9)
-            self._rate = RATE_MEMORY * (self._rate or rate) + (1 - RATE_MEMORY) * rate
-            self._watcher.computed(len(images), [piece.waited for piece in pieces], seconds)
+                while pieces := self._take(engine.batch):
+                    self._compute(engine, pieces)
+                    pieces = []
+                return
+            except Exception as error:  # whatever it is, the thread outlives it, and nobody waits for what it had
+                self._loop.call_soon_threadsafe(self._lose, pieces, error)
+                if not self._outlive(engine):
+                    return
+
+    def _compute(self, engine: Device, pieces: list[Piece]) -> None:
+        began = time.monotonic()
+        images = engine.compute(_noise(pieces))
+        seconds = time.monotonic() - began
+        self._loop.call_soon_threadsafe(self._deliver, pieces, images)
+        rate = len(images) / max(seconds, 1e-9)
+        self._rate = RATE_MEMORY * (self._rate or rate) + (1 - RATE_MEMORY) * rate
+        self._watcher.computed(len(images), [piece.waited for piece in pieces], seconds)
+
+    def _outlive(self, engine: Device) -> bool:
+        """Wait until an engine computes the probe; tell whether it did before the end."""
+        failing = False
+        while True:
+            try:
+                engine.compute(self._probe[: engine.batch])
+            except Exception as error:
+                if not failing:
+                    failing = True
+                    log.error("a device fails; it is asked again every %.0f s: %s", PROBE_SECONDS, error)
+                    self._loop.call_soon_threadsafe(self._is_failing, engine, error)
+            else:
+                if failing:
+                    log.info("the device that failed works again")
+                    self._loop.call_soon_threadsafe(self._is_working, engine)
+                return True
+            if self._ending.wait(PROBE_SECONDS):  # not for the queue's condition: it wakes who can work
+                return False
 
     def _take(self, batch: int) -> list[Piece]:
         """Wait for work, and return up to a batch of it; nothing at the end."""
@@ -270,7 +347,7 @@ class Batcher:
             pieces: list[Piece] = []
             while not pieces:
                 while not self._heap:
-                    if self._ending:
+                    if self._ending.is_set():
                         return []
                     self._changed.wait()
                 until = time.monotonic() + self._delay

@@ -102,6 +102,13 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 )
 @click.option("--streams", metavar="N", type=click.IntRange(1), default=1024, help="Most requests on a connection.")
 @click.option(
+    "--stall",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 3600),
+    default=30.0,
+    help="How long a reader may take nothing of a message before it has to make room for others.",
+)
+@click.option(
     "--keepalive",
     metavar="SECONDS",
     type=click.FloatRange(10, 86400),

@@ -9,7 +9,9 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +28,7 @@ VERSION = re.compile(r"@([1-9]\d{0,8})\.onnx$")
 PROBE = 4  # samples that devices have to agree on
 
 Stamp = tuple[int, int, int]
+Result = TypeVar("Result")
 
 log = logging.getLogger("serve-vae")
 
@@ -82,6 +85,8 @@ class Loader:
         self._telemetry = telemetry
         self._opened = opened
         self._one = asyncio.Lock()  # at a time: warming up takes all cores
+        self._thread = ThreadPoolExecutor(1, "load")
+        self._last: Future[Any] | None = None
         self._served: dict[Path, Model] = {}
         self._tried: dict[Path, Stamp] = {}
         self._seen: dict[Path, Stamp] = {}
@@ -106,20 +111,30 @@ class Loader:
     async def _load(self, path: Path) -> Model:
         match = VERSION.search(path.name)
         version = int(match[1]) if match else 1
-        bundle = await asyncio.to_thread(load, path)
+        bundle = await self._in_thread(load, path)
         for other, model in self._served.items():
             if other != path and (model.name, model.version) == (bundle.card.name, version):
                 again = f"two files are {model.name} version {version}: {other.name} and {path.name}"
                 raise BundleError(f"{again}; call one {model.name}@{version + 1}.onnx")
-        made = await asyncio.to_thread(self._open, path, bundle)
+        made = await self._in_thread(self._open, path, bundle)
         watcher = self._telemetry.watcher(bundle.card.name)
-        model = Model(made, version, self._budget, self._settings.max_delay, watcher)
+        model = Model(made, version, self._budget, self._settings.max_delay, watcher, self._registry.changed)
         before = self._served.get(path)
         self._registry.put(model)
         if before:
             self._registry.drop(before)  # unless `put` has replaced it already
         self._served[path] = model
         return model
+
+    @property
+    def busy(self) -> bool:
+        """Whether a file is being read, or a model warmed up: nothing can interrupt that, nor has anybody to wait."""
+        return self._last is not None and not self._last.done()
+
+    async def _in_thread(self, what: Callable[..., Result], *arguments: Any) -> Result:
+        # Not asyncio's own threads, which are waited for at the end.
+        self._last = future = self._thread.submit(what, *arguments)
+        return await asyncio.wrap_future(future)
 
     def _open(self, path: Path, bundle: Bundle) -> Sequence[Sampler]:
         try:
@@ -148,7 +163,7 @@ class Loader:
             settle: Whether a file has to look the same twice before it is read: it may still be being written.
         """
         try:
-            files = await asyncio.to_thread(self._stamps)
+            files = await self._in_thread(self._stamps)
         except OSError as error:
             log.error("cannot look at the model folder, which stays as it was: %s", error.strerror)
             return

@@ -7,6 +7,7 @@ one that does not read keeps the rest from hearing of a change.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -41,11 +42,11 @@ class HealthService(health_pb2_grpc.HealthServicer):
             raise Refusal(Code.NOT_FOUND, f"service must be one of {', '.join(self._services[1:])}, or empty")
         return Status(status=self._status())
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> AsyncIterator[Status]:  # noqa: N802
         known = request.service in self._services
         while True:
             changed = self._changed
-            await context.write(Status(status=self._status() if known else Status.SERVICE_UNKNOWN))
+            yield Status(status=self._status() if known else Status.SERVICE_UNKNOWN)
             await changed.wait()
 
     def _status(self) -> Any:

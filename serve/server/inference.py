@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any
@@ -26,6 +27,7 @@ from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
+MOST_PARAMETERS = 64  # of ours there are six; clients may send others, which mean nothing here
 ADDRESS = {"seed": 2**64, "start": 2**63, "count": 2**63}
 
 
@@ -40,14 +42,14 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         return oip.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: oip.ServerReadyRequest, context: Any) -> oip.ServerReadyResponse:  # noqa: N802
-        return oip.ServerReadyResponse(ready=len(self._registry) > 0)
+        return oip.ServerReadyResponse(ready=self._registry.working)
 
     async def ModelReady(self, request: oip.ModelReadyRequest, context: Any) -> oip.ModelReadyResponse:  # noqa: N802
         try:
-            self._registry.get(request.name, request.version)
+            model = self._registry.get(request.name, request.version)
         except Refusal:
             return oip.ModelReadyResponse(ready=False)
-        return oip.ModelReadyResponse(ready=True)
+        return oip.ModelReadyResponse(ready=model.working)
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Any) -> oip.ServerMetadataResponse:  # noqa: N802
         return oip.ServerMetadataResponse(
@@ -81,15 +83,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         )
         return oip.ModelConfigResponse(config=config)
 
-    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> bytes:  # noqa: N802
+    async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         model = self._registry.get(request.model_name, request.model_version)
-        wrong = [output.name for output in request.outputs if output.name != "images"]
-        if wrong:
-            raise invalid(f"the output is images. Received: {wrong[0][:80]!r}")
         job = _request(model, request, context)
         CALLER.get().spend(job.count)
-        async with aclosing(model.batcher.run(job)) as chunks:
-            images = await anext(chunks)
         shape = [job.count, *model.card.image_shape]
         reply = oip.ModelInferResponse(
             model_name=model.name,
@@ -98,11 +95,14 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             parameters={"digest": oip.InferParameter(string_param=model.digest)},
             outputs=[oip.ModelInferResponse.InferOutputTensor(name="images", datatype="UINT8", shape=shape)],
         )
-        return with_pixels(reply, oip.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, images)
+        async with aclosing(model.batcher.run(job)) as chunks:
+            # Held until the gate has sent it, as sampling's pictures are.
+            yield with_pixels(reply, oip.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, await anext(chunks))
 
 
 def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Request:
     """Return the request of an inference, by its noise or its address."""
+    _check_counts(request)
     given = {name: _value(parameter) for name, parameter in request.parameters.items()}
     rank = _whole(given, "priority", 2**32, 0)
     if request.inputs:
@@ -122,17 +122,28 @@ def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Requ
     return job
 
 
+def _check_counts(request: oip.ModelInferRequest) -> None:
+    """Refuse lists that are longer than they can be, before anybody walks along them: a message holds millions."""
+    inputs, raw, outputs = len(request.inputs), len(request.raw_input_contents), request.outputs
+    if inputs > 1:
+        raise invalid(f"the one input is noise. Received: {inputs} inputs")
+    if raw > inputs:
+        raise invalid(f"raw_input_contents has one part for each input. Received: {raw} for {inputs}")
+    if len(outputs) > 1 or any(output.name != "images" for output in outputs):
+        raise invalid(f"the one output is images. Received: {len(outputs)}, the first {outputs[0].name[:80]!r}")
+    if len(request.parameters) > MOST_PARAMETERS:
+        raise invalid(f"at most {MOST_PARAMETERS} parameters are taken. Received: {len(request.parameters)}")
+
+
 def _noise(model: Model, request: oip.ModelInferRequest) -> Noise:
     size = model.card.noise_size
     wanted = f"the input should be noise, FP32 [n, {size}]"
-    if len(request.inputs) > 1:
-        raise invalid(f"{wanted}. Received: {len(request.inputs)} inputs")
     tensor = request.inputs[0]
-    shape = list(tensor.shape)
+    shape = list(tensor.shape[:8])
     if tensor.name != "noise" or tensor.datatype != "FP32" or len(shape) != 2 or shape[1] != size or shape[0] < 1:
-        raise invalid(f"{wanted}. Received: {tensor.name[:80]!r}, {tensor.datatype[:20]} {shape[:8]}")
+        raise invalid(f"{wanted}. Received: {tensor.name[:80]!r}, {tensor.datatype[:20]!r} {shape}")
     if request.raw_input_contents:
-        raw = b"".join(request.raw_input_contents)
+        raw = request.raw_input_contents[0]
         if len(raw) != 4 * size * shape[0]:
             raise invalid(f"noise of shape {shape} has {4 * size * shape[0]} bytes. Received: {len(raw)}")
         return np.frombuffer(raw, "<f4").reshape(shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,10 +69,17 @@ class Model:
         budget: Shared by all models.
         delay: Seconds that a batch which is not full may wait.
         watcher: Told of each batch.
+        changed: Called when it begins or ceases to work.
     """
 
     def __init__(
-        self, engines: Sequence[Sampler], version: int, budget: Budget, delay: float, watcher: Watcher
+        self,
+        engines: Sequence[Sampler],
+        version: int,
+        budget: Budget,
+        delay: float,
+        watcher: Watcher,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.card = engines[0].card
         self.digest = engines[0].digest
@@ -81,7 +88,13 @@ class Model:
         self.batch = engines[0].batch
         sample_bytes = math.prod(self.card.image_shape)
         self.limits = Limits.of(self.batch, sample_bytes)
-        self.batcher = Batcher(engines, budget, sample_bytes, delay, watcher)
+        probe = draw(0, 0, max(engine.batch for engine in engines), self.card.noise_size)
+        self.batcher = Batcher(engines, budget, sample_bytes, delay, watcher, probe, changed)
+
+    @property
+    def working(self) -> bool:
+        """Whether it makes pictures: a device that fails takes it away until it works again."""
+        return self.batcher.working
 
     def noise(self, seed: int, start: int, temperature: float) -> Callable[[int, int], Noise]:
         """Return what draws a range's noise, by offset and count."""
@@ -90,19 +103,26 @@ class Model:
 
 
 class Registry:
-    """The models that a server has now. For the event loop only.
+    """The models that a server has now.
+
+    The event loop changes it, by putting another table in the place of the one before; any thread may read.
 
     Args:
         changed: Called whenever a model came or went.
     """
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
-        self._models: dict[str, dict[int, Model]] = {}
+        self._models: Mapping[str, Mapping[int, Model]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
-        self._changed = changed
+        self.changed = changed
 
     def __len__(self) -> int:
         return sum(map(len, self._models.values()))
+
+    @property
+    def working(self) -> bool:
+        """Whether any model makes pictures."""
+        return any(model.working for versions in self._models.values() for model in versions.values())
 
     def models(self, name: str = "") -> list[Model]:
         """Return all models, or all versions of one, by name and falling version.
@@ -110,10 +130,8 @@ class Registry:
         Raises:
             Refusal: NOT_FOUND, no model of that name.
         """
-        if name:
-            versions = self._named(name)
-            return [versions[number] for number in sorted(versions, reverse=True)]
-        return [model for each in sorted(self._models) for model in self.models(each)]
+        table = {name: self._named(name)} if name else self._models
+        return [versions[number] for _, versions in sorted(table.items()) for number in sorted(versions, reverse=True)]
 
     def get(self, name: str, version: str = "") -> Model:
         """Return a model by name (empty: the only one) and version or digest (empty: the highest version).
@@ -132,22 +150,21 @@ class Registry:
 
     def put(self, model: Model) -> None:
         """Serve a model from now on; one of the same name and version ends when its requests are done."""
-        versions = self._models.setdefault(model.name, {})
-        before = versions.get(model.version)
-        versions[model.version] = model
-        if before:
+        versions = self._models.get(model.name, {})
+        self._models = {**self._models, model.name: {**versions, model.version: model}}
+        if before := versions.get(model.version):
             self._retire(before)
-        self._changed()
+        self.changed()
 
     def drop(self, model: Model) -> None:
         """Serve a model no longer, once its requests are done."""
         versions = self._models.get(model.name, {})
         if versions.get(model.version) is model:
-            del versions[model.version]
-            if not versions:
-                del self._models[model.name]
+            left = {number: each for number, each in versions.items() if each is not model}
+            others = {name: each for name, each in self._models.items() if name != model.name}
+            self._models = {**others, model.name: left} if left else others
             self._retire(model)
-            self._changed()
+            self.changed()
 
     async def close(self) -> None:
         """Drop every model, and wait until all requests are done."""
@@ -155,15 +172,16 @@ class Registry:
             self.drop(model)
         await asyncio.gather(*self._retiring)
 
-    def _named(self, name: str) -> dict[int, Model]:
-        if not self._models:
+    def _named(self, name: str) -> Mapping[int, Model]:
+        models = self._models
+        if not models:
             raise Refusal(Code.UNAVAILABLE, "no model is ready yet; repeat in a moment", 1.0)
-        if not name and len(self._models) == 1:
-            return next(iter(self._models.values()))
-        if name not in self._models:
-            have = ", ".join(sorted(self._models))
+        if not name and len(models) == 1:
+            return next(iter(models.values()))
+        if name not in models:
+            have = ", ".join(sorted(models))
             raise Refusal(Code.NOT_FOUND, f"model must be one of {have}. Received: {name[:80]!r}")
-        return self._models[name]
+        return models[name]
 
     def _retire(self, model: Model) -> None:
         task = asyncio.get_running_loop().create_task(model.batcher.close())

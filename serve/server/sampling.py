@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -53,21 +53,25 @@ class Encoders:
 
 
 class SamplingService(rpc.SamplingServiceServicer):
-    """The calls. What is wrong with one is a Refusal, which the gate answers."""
+    """The calls. What is wrong with one is a Refusal, which the gate answers.
+
+    Pictures are yielded, also where there is one message of them: the gate goes on once they have left, and until then
+    they are held against the server's budget.
+    """
 
     def __init__(self, registry: Registry, encoders: Encoders) -> None:
         self._registry = registry
         self._encoders = encoders
 
-    async def Sample(self, request: wire.SampleRequest, context: Any) -> bytes:  # noqa: N802 (gRPC's name)
+    async def Sample(self, request: wire.SampleRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802 (gRPC's name)
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
         job = range_request(model, wanted, context, one_message=True)
         CALLER.get().spend(wanted.count)
         async with aclosing(model.batcher.run(job)) as chunks:
-            return await self._reply(model, wanted, wanted.start, await anext(chunks))
+            yield await self._reply(model, wanted, wanted.start, await anext(chunks))
 
-    async def SampleStream(self, request: wire.SampleStreamRequest, context: Any) -> None:  # noqa: N802
+    async def SampleStream(self, request: wire.SampleStreamRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
         job = range_request(model, wanted, context, one_message=False)
@@ -77,10 +81,10 @@ class SamplingService(rpc.SamplingServiceServicer):
                 count = sum(map(len, images))
                 reply = await self._reply(model, wanted, at, images)
                 await caller.pace(count)
-                await context.write(reply)  # returns once HTTP/2's flow control has let it go
+                yield reply
                 at += count
 
-    async def Decode(self, request: wire.DecodeRequest, context: Any) -> bytes:  # noqa: N802
+    async def Decode(self, request: wire.DecodeRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         model = self._registry.get(request.model, request.version)
         size = model.card.noise_size
         if len(request.noise) % (4 * size):
@@ -93,7 +97,7 @@ class SamplingService(rpc.SamplingServiceServicer):
         CALLER.get().spend(len(noise))
         asked = wire.Range(encoding=request.encoding, temperature=0)
         async with aclosing(model.batcher.run(job)) as chunks:
-            return await self._reply(model, asked, 0, await anext(chunks))
+            yield await self._reply(model, asked, 0, await anext(chunks))
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:  # noqa: N802
         return wire.ListModelsResponse(models=map(_describe, self._registry.models()))

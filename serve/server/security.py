@@ -36,6 +36,7 @@ from serve.server.refusal import Code, Refusal
 from serve.server.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+KEYS = {"sha256", "requests", "samples_per_second", "admin"}
 
 log = logging.getLogger("serve-vae")
 
@@ -187,6 +188,8 @@ class Tokens:
             tables = tomllib.loads(content.decode())["tokens"]
             known = {}
             for name, table in tables.items():
+                if unknown := set(table) - KEYS:
+                    raise ValueError(f"{name}: the keys are {', '.join(sorted(KEYS))}. Received: {min(unknown)[:80]!r}")
                 caller = Caller(name, **{key: value for key, value in table.items() if key != "sha256"})
                 if not (caller.requests > 0 and caller.samples_per_second > 0 and isinstance(caller.admin, bool)):
                     raise ValueError(f"{name}: requests and samples_per_second are above 0, admin is true or false")
@@ -196,7 +199,7 @@ class Tokens:
                 # Who was there before keeps what was used of the allowance.
                 before = self._known.get(digest)
                 known[digest] = before if before == caller else caller
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise SettingsError(f"{self._path} is no file of tokens (--new-token makes one): {error}") from None
         self._known = known
         return known

@@ -47,6 +47,9 @@ class Telemetry:
         self.requests = make(Counter, "requests", "Requests that ended, by call and status code.", ["method", "code"])
         self.under_way = make(Gauge, "requests_under_way", "Requests that have not ended.")
         self.seconds = make(Histogram, "request_seconds", "From a request to its end.", ["method"], buckets=SECONDS)
+        self.stalled = make(
+            Counter, "stalled_readers", "Connections ended, since they read nothing while others waited."
+        )
         self.samples = make(Counter, "samples", "Samples computed.", ["model"])
         self.batch = make(Histogram, "batch_samples", "Samples in a batch.", ["model"], buckets=SAMPLES)
         self.queue = make(Histogram, "queue_seconds", "From waiting to a batch.", ["model"], buckets=SECONDS)
@@ -110,6 +113,10 @@ class State(Collector):
             values = [model.name, str(model.version), model.digest, model.card.precision, ",".join(model.devices)]
             info.add_metric(values, 1)
         yield info
+        working = GaugeMetricFamily("balancedvae_model_working", "1 while a device makes it.", labels=labels[:2])
+        for model in models:
+            working.add_metric([model.name, str(model.version)], float(model.working))
+        yield working
         waiting = GaugeMetricFamily("balancedvae_queue_samples", "Samples waiting.", labels=["model", "version"])
         for model in models:
             waiting.add_metric([model.name, str(model.version)], model.batcher.waiting)

@@ -6,8 +6,7 @@ hundred times what one copy does. Fields may come in any order on the wire, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import Message
 
@@ -31,11 +30,6 @@ def with_pixels(message: Message, field: int, images: Sequence[Images], inside: 
     if inside:
         head = [_tag(inside), _varint(sum(map(len, head)) + size), *head]
     return b"".join([*head, *values])
-
-
-def serialiser(usual: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Return what serialises replies that may be serialised already."""
-    return lambda reply: reply if isinstance(reply, bytes) else usual(reply)
 
 
 def _tag(field: int) -> bytes:

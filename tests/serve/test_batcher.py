@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from serve import Client, Engine, load
 from serve.engine import Images
 from serve.noise import Noise
 from serve.server.batcher import Batcher, Budget, Request
-from serve.server.models import Limits
+from serve.server.models import Limits, Registry
 from serve.server.refusal import Code, Refusal
 from serve.server.wire import with_pixels
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -76,7 +78,9 @@ def run(
     **more: float,
 ) -> None:
     async def all_of_it() -> None:
-        batcher = Batcher(devices, budget or Budget(10**9, 10**12), SIDE * SIDE, more.get("delay", 0.0), Unwatched())
+        known = budget or Budget(10**9, 10**12)
+        probe = np.zeros((max(device.batch for device in devices), 1), np.float32)
+        batcher = Batcher(devices, known, SIDE * SIDE, more.get("delay", 0.0), Unwatched(), probe)
         await scenario(batcher)
         for device in devices:
             device.free.release(10**6)
@@ -307,3 +311,65 @@ def test_pixels_behind_a_message_are_what_protobuf_would_read(counts: list[int],
     assert (read.start, read.digest) == (7, name)
     assert read.pixels == b"".join(each.tobytes() for each in images)
     assert wire.Chunk.FromString(with_pixels(chunk, 10, images)) == read
+
+
+class Curious(Unwatched):
+    """A watcher with a bug that shows once."""
+
+    failed = False
+
+    def computed(self, samples: int, waits: Sequence[float], seconds: float) -> None:
+        if not self.failed:
+            self.failed = True
+            raise ValueError("a bug")
+
+
+def test_whatever_breaks_in_an_engines_thread_ends_requests_and_not_the_thread() -> None:
+    async def scenario() -> None:
+        batcher = Batcher([Device(4)], Budget(10**9, 10**12), SIDE * SIDE, 0.0, Curious(), np.zeros((4, 1), np.float32))
+        with pytest.raises(ValueError, match="a bug"):
+            await collect(batcher, wanted(0, 4))
+        # A deadline that cannot be compared breaks the queue itself, before anybody knows whose turn it is.
+        async with aclosing(batcher.run(wanted(0, 10**9, chunk=2))) as beside:
+            await anext(beside)
+            with pytest.raises(TypeError):
+                await collect(batcher, wanted(0, 4, deadline="never"))
+            with pytest.raises(TypeError):
+                async for _ in beside:
+                    pass
+        assert [len(chunk) for chunk in await collect(batcher, wanted(0, 4))] == [4]
+        assert batcher.working
+        await batcher.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 100))
+
+
+def test_models_can_be_read_by_any_thread_while_they_come_and_go() -> None:
+    problems: list[Exception] = []
+
+    async def scenario() -> None:
+        registry, done = Registry(), threading.Event()
+
+        def read() -> None:
+            try:
+                while not done.is_set():
+                    for model in registry.models():
+                        assert model.name
+                    assert len(registry) >= 0
+            except Exception as problem:
+                problems.append(problem)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for turn in range(3000):
+            batcher = SimpleNamespace(close=lambda: asyncio.sleep(0), working=True)
+            model: Any = SimpleNamespace(name=f"m{turn % 7}", version=turn % 3 + 1, batcher=batcher, working=True)
+            registry.put(model)
+            if turn % 2:
+                registry.drop(model)
+        done.set()
+        reader.join()
+        await registry.close()
+
+    asyncio.run(scenario())
+    assert not problems

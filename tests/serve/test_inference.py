@@ -7,10 +7,12 @@ import queue
 import subprocess
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import service_pb2 as oip
 from tritonclient.utils import InferenceServerException
 
 from serve import Client, Engine, load
@@ -121,6 +123,34 @@ def test_what_is_wrong_is_said(
         client.infer("smoke", inputs, parameters=parameters or None)
     assert words in error.value.message()
     assert "INVALID_ARGUMENT" in str(error.value.status())
+
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+INPUT = oip.ModelInferRequest.InferInputTensor(name="noise", datatype="FP32", shape=[1, 8])
+IMAGES = oip.ModelInferRequest.InferRequestedOutputTensor(name="images")
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (b"\x32\x00" * 2_000_000, "the one output is images. Received: 2000000"),
+        (b"\x2a\x00" * 2_000_000, "the one input is noise. Received: 2000000"),
+        (oip.ModelInferRequest(parameters={f"p{at}": oip.InferParameter() for at in range(65)}), "at most 64"),
+        (oip.ModelInferRequest(raw_input_contents=[b"\0" * 32]), "one part for each input. Received: 1 for 0"),
+        (oip.ModelInferRequest(inputs=[INPUT], raw_input_contents=[b"\0" * 16] * 2), "Received: 2 for 1"),
+        (oip.ModelInferRequest(inputs=[INPUT], outputs=[IMAGES, IMAGES]), "the one output"),
+    ],
+)
+def test_lists_that_are_longer_than_they_can_be(
+    server: str, message: bytes | oip.ModelInferRequest, words: str
+) -> None:
+    data = message if isinstance(message, bytes) else message.SerializeToString()
+    with grpc.insecure_channel(server) as channel:
+        call = channel.unary_unary(INFER, request_serializer=bytes, response_deserializer=bytes)
+        with pytest.raises(grpc.RpcError) as error:
+            call(data, timeout=60)
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in error.value.details()
 
 
 def test_an_unknown_model_is_not_found(server: str) -> None:

@@ -182,7 +182,19 @@ def test_a_tokens_own_allowance(smoke_bundle: Path, tmp_path: Path) -> None:
             stream.close()
 
 
-@pytest.mark.parametrize("file", ["", "x", "[tokens.a]\nsha256 = 'ab'", "[tokens.a]\nrequests = 1", "tokens = 3"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "",
+        "x",
+        "[tokens.a]\nsha256 = 'ab'",
+        "[tokens.a]\nrequests = 1",
+        "tokens = 3",
+        "tokens = " + "[" * 100_000,
+        f"[tokens.a]\nsha256 = '{'ab' * 32}'\n_under_way = -1000",
+    ],
+    ids=range(7),
+)
 def test_files_of_tokens_that_are_none(file: str, tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(file)

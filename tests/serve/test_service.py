@@ -144,6 +144,17 @@ def test_a_port_in_use_is_one_line(server: str, smoke_bundle: Path) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_name_with_several_addresses_is_listened_to_on_all_or_none(server: str, smoke_bundle: Path) -> None:
+    port = server.rpartition(":")[2]
+    result = command("serve-vae", "--model", smoke_bundle, "--listen", f"localhost:{port}")
+    assert_clear_error(result, f"cannot listen on localhost:{port}", "in use")
+    with serving("--model", smoke_bundle, "--listen", "localhost:0") as (address, _), Client(address) as client:
+        assert address.startswith("localhost:")
+        assert len(client.model().sample(0, 0, 3)) == 3
+    absent = command("serve-vae", "--model", smoke_bundle, "--listen", "no.such.host.invalid:0", "--insecure")
+    assert_clear_error(absent, "no.such.host.invalid is not this machine's")
+
+
 def test_no_server_there_says_what_to_try(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else gets the port
         taken.bind(("127.0.0.1", 0))
