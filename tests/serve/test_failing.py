@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import numpy as np
 import onnx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import TensorProto, helper
+from onnx import helper
 
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -150,13 +151,10 @@ def slow(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = onnx.load(smoke_bundle)
     graph = model.graph
     side, times = 3000, 60
-    nodes = [
-        helper.make_node(
-            "ConstantOfShape", ["side"], ["m0"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [1e-4])
-        )
-    ]
-    graph.initializer.append(helper.make_tensor("side", TensorProto.INT64, [2], [side, side]))
-    graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
+    for name, shape in (("column", [side, 1]), ("row", [1, side])):
+        graph.initializer.append(onnx.numpy_helper.from_array(np.full(shape, 1e-2, np.float32), name))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((), np.float32), "nothing"))
+    nodes = [helper.make_node("MatMul", ["column", "row"], ["m0"])]
     nodes += [helper.make_node("MatMul", [f"m{at}", "m0"], [f"m{at + 1}"]) for at in range(times)]
     nodes += [
         helper.make_node("ReduceMean", [f"m{times}"], ["mean"], keepdims=0),
