@@ -25,7 +25,8 @@ from export.passes.graph import constant
 from export.session import Graph
 from export.source import Source, from_bundle, from_run
 from export.verify import verify
-from serve.bundle import Card, load
+from serve.bundle import load
+from serve.card import Card
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command

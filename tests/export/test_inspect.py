@@ -10,7 +10,8 @@ import onnx
 import pytest
 
 from export.inspect import inspect, render
-from serve.bundle import Bundle, Card, load
+from serve.bundle import Bundle, load
+from serve.card import Card
 from tests.conftest import command
 
 CARD = Card("tiny", (4, 4, 3), 5, 5, "normal", {"mode": "none"}, "fp32", {"name": "none"})
