@@ -14,7 +14,6 @@ from pathlib import Path
 
 from export.errors import ExportError
 from serve.bundle import Bundle
-from serve.card import NAME, NAME_RULE
 from serve.stubs.onnx.v1 import model_pb2 as onnx
 from training.files import replacing
 
@@ -92,7 +91,7 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
         force: Whether to replace models of the same name.
 
     Raises:
-        ExportError: a model is there already, two bundles have one name, or a name is none that can be served.
+        ExportError: a model is there already, or two bundles have one name.
         OSError: it cannot be written.
     """
     folder = folder.resolve()  # "." has no name of its own
@@ -122,9 +121,6 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
     """Raise ExportError where models of these names cannot be written to a repository."""
-    for name in names:
-        if not NAME.fullmatch(name):
-            raise ExportError(f"a model's name is {NAME_RULE}. Received: {name!r}")
     if len(set(names)) < len(names):
         raise ExportError(f"models of a repository need names of their own. Received: {', '.join(names)}")
     for name in names:
