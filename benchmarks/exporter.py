@@ -141,7 +141,7 @@ def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]
     from export.passes import optimise
     from export.passes.blocks import split_rows
     from export.session import Graph
-    from serve.bundle import Card
+    from serve.card import Card
 
     model = timed("tf2onnx", lambda: convert_chain(chain))
     timed("passes", lambda: optimise(model))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from serve.card import NAME, NAME_RULE
+
 FILE = click.Path(path_type=Path, dir_okay=False)
 SETTINGS = {"show_default": True, "max_content_width": 100}
 
@@ -27,8 +29,8 @@ class _Exporting(click.Group):
 
 
 def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value):
-        raise click.BadParameter("letters, digits, '.', '_' and '-', at most 64")
+    if value is not None and not NAME.fullmatch(value):
+        raise click.BadParameter(NAME_RULE)
     return value
 
 
@@ -190,16 +192,19 @@ def export(
         from export.triton import check_free, write_repository
         from export.verify import describe
 
+        def say(line: str) -> None:
+            click.echo(line, err=True)
+
         began = time.monotonic()
         if triton:
             check_free(triton, list(names(told["name"], precisions).values()), force)
         if source.is_dir():
-            chain = sources.from_run(source, prior, normalise, with_latents, told)
+            chain = sources.from_run(source, prior, normalise, with_latents, told, say)
         else:
             chain = sources.from_bundle(source, told)
         limits = Limits(limit_mean, limit_fd, count, features, reference)
         try:
-            bundles = export(chain, outs, store, limits, say=lambda line: click.echo(line, err=True))
+            bundles = export(chain, outs, store, limits, say)
             if triton:
                 write_repository(bundles, triton, force)
         except OSError as error:
@@ -249,4 +254,4 @@ def _outs(out: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
 
 def _name_from(out: Path) -> str:
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")
-    return stem[:64] or "model"
+    return stem[: 64 - len("-fp32")] or "model"

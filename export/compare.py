@@ -11,7 +11,7 @@ import numpy as np
 
 from export.errors import ExportError
 from serve import bundle
-from serve.bundle import Card
+from serve.card import Card
 from serve.engine import Engine, Images
 from serve.noise import Noise, draw
 from training.dataset import load

@@ -19,7 +19,8 @@ from export.passes import optimise
 from export.session import Graph
 from export.source import Source
 from export.verify import verify
-from serve.bundle import Bundle, Card
+from serve.bundle import Bundle
+from serve.card import Card
 from training.files import replacing
 
 ATTEMPTS = 3  # at a choice of int8 layers within the limit
@@ -64,17 +65,20 @@ def export(
         ConversionError: the graph is not a bundle's.
         VerificationError: a graph computes something else than it should.
         LimitError: a precision's samples are too far from fp32's.
+        BundleError: a name is too long with its precision.
         DataError: of the extractor or the real pictures.
     """
+    cards = {
+        precision: dataclasses.replace(source.card, name=name, precision=precision, store=store)
+        for precision, name in names(source.card.name, list(outs)).items()
+    }
     model = source.model.clone()
     optimise(model)
     distance = None
     if limits.features and limits.pictures:
         distance = Distance(limits.features, limits.pictures, source.card, limits.count)
     bundles = {}
-    for precision in outs:
-        name = names(source.card.name, list(outs))[precision]
-        card = dataclasses.replace(source.card, name=name, precision=precision, store=store)
+    for precision, card in cards.items():
         graph = model
         if precision != "fp32":
             say(f"{precision}: comparing {limits.count:,} samples with fp32's")

@@ -7,12 +7,14 @@ from collections import Counter
 from math import prod
 from typing import Any
 
-import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from export.errors import ConversionError
+from export.pack import unpack
 from export.verify import describe
 from serve.bundle import Bundle
+from serve.text import one_line
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Nothing is computed by these, or only once, as the graph is loaded.
@@ -36,8 +38,11 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
     (`FREE`), one for each value that any other operator computes. activation_bytes: what all operators write. Both
     are None where a shape is not known before the graph runs. parameters: values of the weights of layers, whatever
     they are kept in; biases, scales, shapes and the like are not among them.
+
+    Raises:
+        ConversionError: its graph is none.
     """
-    model: ir.Model = ir.from_proto(onnx.load_model_from_string(bundle.data))
+    model = unpack(bundle)
     graph = model.graph
     inputs, outputs = ([_signature(value) for value in values] for values in (graph.inputs, graph.outputs))
     for value in graph.inputs:
@@ -47,11 +52,16 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
             value.shape = None
     for value in graph.outputs:
         value.shape = None
-    ShapeInferencePass()(model)
-    varying = [node for node in graph if not _is_constant(node)]
+    try:
+        ShapeInferencePass()(model)
+    except Exception as error:  # what ONNX's tools raise shares no base
+        raise ConversionError(f"the shapes in {bundle.card.name} make no sense: {one_line(str(error), 200)}") from None
+    constant = _constant(graph)
+    varying = [node for node in graph if node not in constant]
     flops = [_flops(node) for node in varying]
     written = [_bytes(value) for node in varying for value in _outputs(node)]
-    weights = {kept: kept.const_value.size for node in varying if (kept := _weight(node)) and kept.const_value}
+    layers = [_weight(node, constant) for node in varying]
+    weights = {kept: kept.const_value.size for kept in layers if kept is not None and kept.const_value is not None}
     return {
         "card": dataclasses.asdict(bundle.card),
         "digest": bundle.digest,
@@ -121,19 +131,22 @@ def _is_kept(value: ir.Value) -> bool:
     return value.const_value is not None and not value.is_graph_input()
 
 
-def _is_constant(node: ir.Node) -> bool:
-    """Whether a node computes from weights alone."""
-    makers = [value.producer() for value in node.inputs if value is not None and not _is_kept(value)]
-    fed = [value for value in node.inputs if value is not None and value.is_graph_input()]
-    return not fed and all(maker is not None and _is_constant(maker) for maker in makers)
+def _constant(graph: ir.Graph) -> set[ir.Node]:
+    """Return the nodes that compute from weights alone."""
+    found: set[ir.Node] = set()
+    for node in graph:  # makers before readers
+        given = [value for value in node.inputs if value is not None and not _is_kept(value)]
+        if all(value.producer() in found for value in given):
+            found.add(node)
+    return found
 
 
-def _weight(node: ir.Node) -> ir.Value | None:
+def _weight(node: ir.Node, constant: set[ir.Node]) -> ir.Value | None:
     """Return the initialiser that a layer's weight is kept in, through whatever widens it."""
     value = node.inputs[1] if node.op_type in WEIGHTED else None
     while value is not None and not _is_kept(value):
         maker = value.producer()
-        value = maker.inputs[0] if maker is not None and _is_constant(maker) else None
+        value = maker.inputs[0] if maker in constant and maker.inputs else None
     return value
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import onnx
 import onnx_ir as ir
 
 from export.compare import Maker
 from export.errors import ExportError
+from export.pack import unpack
 from serve import bundle
-from serve.bundle import Card
+from serve.card import MOST_CARD, Card
 from serve.engine import Engine, Images
 from serve.noise import Noise
 
@@ -38,7 +40,14 @@ class Source:
     what: str
 
 
-def from_run(path: Path, prior: str, normalise: str, with_latents: bool, told: Mapping[str, str]) -> Source:
+def from_run(
+    path: Path,
+    prior: str,
+    normalise: str,
+    with_latents: bool,
+    told: Mapping[str, str],
+    say: Callable[[str], None] = lambda line: None,
+) -> Source:
     """Return a finished run as a source.
 
     Args:
@@ -47,9 +56,11 @@ def from_run(path: Path, prior: str, normalise: str, with_latents: bool, told: M
         normalise: Latent normalisation of second-stage samples.
         with_latents: Whether latents come out beside images.
         told: The card's name, and dataset, licence and notes where they are told.
+        say: Told what the card leaves out.
 
     Raises:
         RunError: the run is not finished, cannot be read, or has no such prior.
+        BundleError: something that was told is nothing for a card.
         ConversionError: the graph has other inputs or outputs than a bundle.
     """
     # TensorFlow takes seconds to import, and bundles need none of it.
@@ -72,8 +83,7 @@ def from_run(path: Path, prior: str, normalise: str, with_latents: bool, told: M
         dataset={"description": told.get("dataset", ""), **run.config["data"]},
         licence=told.get("licence", ""),
         notes=told.get("notes", ""),
-        # A row for each latent is for the run directory, not for every copy of the model.
-        metrics=[{key: value for key, value in each.items() if key != "per_latent"} for each in run.metrics],
+        metrics=_measured(run.metrics, say),
         producers={package: version(package) for package in PACKAGES},
     )
 
@@ -90,6 +100,7 @@ def from_bundle(path: Path, told: Mapping[str, str]) -> Source:
 
     Raises:
         BundleError: it cannot be read, or is none.
+        EngineError: it cannot be run here.
         ExportError: it was rounded already.
     """
     found = bundle.load(path)
@@ -105,5 +116,20 @@ def from_bundle(path: Path, told: Mapping[str, str]) -> Source:
         notes=told.get("notes") or card.notes,
         producers=card.producers | {package: version(package) for package in ("balanced-vae", "onnx-ir")},
     )
-    model = ir.from_proto(onnx.load_model_from_string(found.data))
-    return Source(model, card, Engine(found, device="cpu").run, "the bundle")
+    return Source(unpack(found), card, Engine(found, device="cpu").run, "the bundle")
+
+
+def _measured(records: list[dict[str, Any]], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Return the measurements of this very model, the newest of them where not all have room in its card."""
+    # A row for each latent, and snapshots along the way, are for the run directory, not for every copy of the model.
+    ours = [
+        {key: value for key, value in each.items() if key != "per_latent"} for each in records if "epoch" not in each
+    ]
+    kept, room = len(ours), MOST_CARD // 2
+    for number, each in enumerate(reversed(ours)):
+        room -= len(json.dumps(each))
+        if room < 0:
+            kept = number
+            say(f"the card has room for the {kept} newest of {len(ours)} measurements; the run keeps all")
+            break
+    return ours[len(ours) - kept :]

@@ -18,7 +18,6 @@ from serve.stubs.onnx.v1 import model_pb2 as onnx
 from training.files import replacing
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PREFERRED, LARGEST, DELAY = (32, 64), 256, 2000
 # Triton's queue counts requests, whatever their size and the device's speed: what keeps a client from waiting in
 # vain is the time-out (microseconds), which refuses what has waited that long.
@@ -92,7 +91,7 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
         force: Whether to replace models of the same name.
 
     Raises:
-        ExportError: a model is there already, two bundles have one name, or a name is none that can be served.
+        ExportError: a model is there already, or two bundles have one name.
         OSError: it cannot be written.
     """
     folder = folder.resolve()  # "." has no name of its own
@@ -122,9 +121,6 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
 
 def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
     """Raise ExportError where models of these names cannot be written to a repository."""
-    for name in names:
-        if not NAME.fullmatch(name):
-            raise ExportError(f"a model's name is letters, digits, '.', '_', '-', at most 64. Received: {name!r}")
     if len(set(names)) < len(names):
         raise ExportError(f"models of a repository need names of their own. Received: {', '.join(names)}")
     for name in names:

@@ -16,6 +16,7 @@ from export.session import Graph, open_model
 from serve.bundle import Bundle
 from serve.engine import Engine, Images
 from serve.noise import Noise, draw
+from serve.text import one_line
 
 BATCHES = (1, 7, 64, 256)
 TOLERANCE = 1  # grey levels, of a float32 graph from what it was made of
@@ -43,7 +44,7 @@ def verify(bundle: Bundle, original: Maker, what: str) -> dict[str, Any]:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker's own exceptions share no base
-        raise VerificationError(f"ONNX's checker refuses the graph: {str(error).splitlines()[0]}") from None
+        raise VerificationError(f"ONNX's checker refuses the graph: {one_line(str(error), 300)}") from None
     Engine(bundle, device="cpu")
     noise = draw(SEED, 0, max(BATCHES), bundle.card.noise_size)
     graph = Graph(bundle.data)
@@ -87,7 +88,7 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
     if found:
         text = f"  against fp32: {found['mean']:.2g} grey levels on average, {found['worst']} at most, over "
         text += f"{found['samples']:,} samples"
-        if "shift" in found:
+        if found.keys() >= {"distance", "shift"}:
             text += f"; Frechet distance {found['distance']:.2f}, changed by {found['shift']:+.2%}"
         lines.append(text)
     if "float_layers" in found:

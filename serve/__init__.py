@@ -1,7 +1,8 @@
 """Sample from a bundle (one ONNX file: noise in, pixels out) in process, over gRPC, or from a shell.
 
 `noise` is the contract that makes sample i of seed s the same picture everywhere; `bundle` what a file must
-be; `engine` a bundle on a device; `server` and `client` the two ends of the wire; `job` a folder of samples.
+be, `card` what it says of itself; `engine` a bundle on a device; `server` and `client` the two ends of the wire;
+`job` a folder of samples.
 
 >>> from serve import Engine, load
 >>> engine = Engine(load())                      # the embedded faces
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from serve.errors import BundleError, EngineError, RemoteError, ServeError
 
 if TYPE_CHECKING:
-    from serve.bundle import Bundle, Card, load
+    from serve.bundle import Bundle, load
+    from serve.card import Card
     from serve.client import AsyncClient, Client, Options
     from serve.engine import Engine
 
@@ -36,7 +38,7 @@ __all__ = [
 _HOMES = {
     "AsyncClient": "client",
     "Bundle": "bundle",
-    "Card": "bundle",
+    "Card": "card",
     "Client": "client",
     "Engine": "engine",
     "Options": "client",

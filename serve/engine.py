@@ -17,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from serve import devices
-from serve.bundle import Bundle, Card
+from serve.bundle import Bundle
+from serve.card import Card
 from serve.devices import Device
 from serve.errors import EngineError
 from serve.noise import Noise, draw
+from serve.text import quoted
 
 Images = npt.NDArray[np.uint8]
 Run = Callable[[Noise], Images]
@@ -49,7 +51,8 @@ class Engine:
         buckets: The batch sizes in use, ascending.
 
     Raises:
-        EngineError: no ONNX Runtime, no such device, too little memory, or a graph the runtime refuses.
+        EngineError: no ONNX Runtime, no such device, too little memory, or a graph that the runtime refuses or that
+            gives other images than the card says.
 
     >>> engine = Engine(load())
     >>> engine.sample(seed=7, start=100, count=5).shape
@@ -150,11 +153,19 @@ class Engine:
             noise = np.concatenate([noise, np.zeros((bucket - len(noise), noise.shape[1]), np.float32)])
         run = self._runs[bucket]
         try:
-            return self._thread.submit(run, noise).result() if self._thread else run(noise)
+            images = self._thread.submit(run, noise).result() if self._thread else run(noise)
         except Exception as error:  # the runtime's own exceptions share no base
             raise devices.refused(
                 error, self._device, f"the {self._device} device failed in a batch of {bucket}"
             ) from None
+        # What a file says of its output is no proof, and the runtime only warns.
+        wanted = (bucket, *self.card.image_shape)
+        if images.dtype != np.uint8 or images.shape != wanted:
+            raise EngineError(
+                f"the model {self.name} should give uint8 {list(wanted)}, as its card says. "
+                f"Received: {images.dtype} {quoted(list(images.shape))}; export it again"
+            )
+        return images
 
     def _warm_up(self, buckets: list[int]) -> list[int]:
         """Run every bucket, full; return those whose samples are the largest one's, byte for byte."""

@@ -15,9 +15,20 @@ ServeError
     Broken         the server failed, or is not serve-vae
 """
 
+from __future__ import annotations
+
+from serve.text import one_line
+
 
 class ServeError(Exception):
-    """Base of the errors below. Messages are one line that says what to do."""
+    """Base of the errors below. Messages are one line that says what to do.
+
+    They may quote files and servers, so it is seen to here: whatever is not printable is escaped, and a message of
+    over a thousand characters loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class BundleError(ServeError):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
-from serve.bundle import Card
+from serve.card import Card
 from serve.engine import Images
 from serve.errors import Broken, Changed, Denied, Overloaded, Rejected, RemoteError, TimedOut, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire

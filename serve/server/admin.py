@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any
 
 from serve.errors import ServeError
 from serve.server.folder import Loader
-from serve.server.models import Registry
+from serve.server.models import MOST_NAMES, Registry
 from serve.server.refusal import Code, Refusal, invalid
 from serve.server.security import CALLER
 from serve.stubs.admin.v1 import admin_pb2 as wire
 from serve.stubs.admin.v1 import admin_pb2_grpc as rpc
+from serve.text import one_line, quoted
 
 SERVICE = wire.DESCRIPTOR.services_by_name["AdminService"].full_name
 
@@ -24,17 +26,21 @@ class AdminService(rpc.AdminServiceServicer):
 
     async def LoadModel(self, request: wire.LoadModelRequest, context: Any) -> wire.LoadModelResponse:  # noqa: N802 (gRPC's name)
         _check_allowed()
-        files = self._loader.listing()
-        if request.file not in files:
-            have = ", ".join(files) or "it has none"
-            raise Refusal(
-                Code.NOT_FOUND, f"file must be one of the model folder's: {have}. Received: {request.file[:80]!r}"
-            )
         try:
-            model = await self._loader.load(files[request.file])
+            files = await self._loader.listing()
+        except ServeError as error:
+            raise Refusal(Code.FAILED_PRECONDITION, str(error)) from None
+        if request.file not in files:
+            have = shorten(", ".join(files), MOST_NAMES, placeholder=" ...") or "it has none"
+            raise Refusal(
+                Code.NOT_FOUND, f"file must be one of the model folder's: {have}. Received: {quoted(request.file)}"
+            )
+        path = files[request.file]
+        try:
+            model = await self._loader.load(path)
         except ServeError as error:
             # Where the folder is, is nobody's business.
-            text = str(error).replace(str(files[request.file]), request.file)
+            text = str(error).replace(one_line(str(path)), path.name)
             raise Refusal(Code.FAILED_PRECONDITION, text) from None
         return wire.LoadModelResponse(model=model.name, version=str(model.version), digest=model.digest)
 

@@ -16,16 +16,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serve.bundle import Bundle, load
+from serve.card import Card
 from serve.engine import Engine
-from serve.errors import BundleError, EngineError, ServeError
+from serve.errors import BundleError, EngineError, ServeError, SettingsError
 from serve.noise import draw
 from serve.server.batcher import Budget
-from serve.server.models import Model, Registry, Sampler
+from serve.server.models import MESSAGE_BYTES, Model, Registry, Sampler
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry
+from serve.text import one_line
 
-VERSION = re.compile(r"@([1-9]\d{0,8})\.onnx$")
+VERSION = re.compile(r"@([1-9][0-9]{0,8})\.onnx\Z")
 PROBE = 4  # samples that devices have to agree on
+BESIDE_CARD = 512  # bytes that ListModels says of a model beside its card, at most
 
 Stamp = tuple[int, int, int]
 Result = TypeVar("Result")
@@ -90,6 +93,9 @@ class Loader:
         self._served: dict[Path, Model] = {}
         self._tried: dict[Path, Stamp] = {}
         self._seen: dict[Path, Stamp] = {}
+        # What was refused because another file's model had its name and version: that file, as it was then.
+        self._second: dict[Path, tuple[Path, Stamp | None]] = {}
+        self._blind = False  # whether the folder could not be looked at
 
     async def load(self, path: Path) -> Model:
         """Serve a file, in the place of what it or its version was before.
@@ -100,23 +106,24 @@ class Loader:
         async with self._one:
             try:
                 model = await self._load(path)
-            except ServeError:
+            except Exception as error:  # whatever one file does, it is this file's refusal
                 self._telemetry.loads.labels("refused").inc()
-                raise
+                if isinstance(error, ServeError):
+                    raise
+                raise BundleError(f"{path.name} cannot be served: {type(error).__name__}: {error}") from error
         self._telemetry.loads.labels("loaded").inc()
         what = f"{model.card.precision}, {', '.join(model.devices)}, sha256 {model.digest[:12]}"
         log.info("serving %s version %d (%s)", model.name, model.version, what)
         return model
 
     async def _load(self, path: Path) -> Model:
+        if not path.name.isprintable():
+            raise BundleError("its name is not printable text; give it another")
         match = VERSION.search(path.name)
         version = int(match[1]) if match else 1
         bundle = await self._in_thread(load, path)
-        for other, model in self._served.items():
-            if other != path and (model.name, model.version) == (bundle.card.name, version):
-                again = f"two files are {model.name} version {version}: {other.name} and {path.name}"
-                raise BundleError(f"{again}; call one {model.name}@{version + 1}.onnx")
-        made = await self._in_thread(self._open, path, bundle)
+        self._check_fits(path, bundle.card, version)
+        made = await self._in_thread(self._opened, bundle)
         watcher = self._telemetry.watcher(bundle.card.name)
         model = Model(made, version, self._budget, self._settings.max_delay, watcher, self._registry.changed)
         before = self._served.get(path)
@@ -136,14 +143,19 @@ class Loader:
         self._last = future = self._thread.submit(what, *arguments)
         return await asyncio.wrap_future(future)
 
-    def _open(self, path: Path, bundle: Bundle) -> Sequence[Sampler]:
-        try:
-            return self._opened(bundle)
-        except ServeError:
-            raise
-        except Exception as error:  # what a runtime raises while it warms up shares no base
-            reason = str(error).strip().splitlines()[0]
-            raise BundleError(f"{path.name} does not run: {reason}") from None
+    def _check_fits(self, path: Path, card: Card, version: int) -> None:
+        """Raise BundleError where a file's model does not go with those of other files."""
+        size = len(card.to_json())
+        for other, model in self._served.items():
+            if other == path:
+                continue
+            if (model.name, model.version) == (card.name, version):
+                self._second[path] = other, self._tried.get(other)
+                again = f"two files are {card.name} version {version}: {one_line(other.name)} and {path.name}"
+                raise BundleError(f"{again}; call one {card.name}@{version + 1}.onnx")
+            size += len(model.card.to_json()) + BESIDE_CARD
+        if size > MESSAGE_BYTES:
+            raise BundleError("the cards of all models would be over the 4 MiB that ListModels can say; serve fewer")
 
     def unload(self, model: Model) -> None:
         """Serve a model no longer; its file is not looked at again until it changes."""
@@ -151,10 +163,17 @@ class Loader:
         self._registry.drop(model)
         log.info("no longer serving %s version %d", model.name, model.version)
 
-    def listing(self) -> dict[str, Path]:
-        """Return the folder's model files by name: the only way from a name on the wire to a file."""
-        assert self._settings.models is not None
-        return {path.name: path for path in sorted(self._settings.models.iterdir()) if path.suffix == ".onnx"}
+    async def listing(self) -> dict[str, Path]:
+        """Return the folder's model files by name: the only way from a name on the wire to a file.
+
+        Raises:
+            SettingsError: the folder cannot be looked at.
+        """
+        try:
+            paths = await asyncio.to_thread(self._paths)
+        except OSError as error:
+            raise SettingsError(f"cannot look at the model folder: {error.strerror}") from None
+        return {path.name: path for path in paths if path.name.isprintable()}
 
     async def scan(self, settle: bool = True) -> None:
         """Make the registry like the folder; what cannot be loaded is logged and left until it changes.
@@ -165,33 +184,51 @@ class Loader:
         try:
             files = await self._in_thread(self._stamps)
         except OSError as error:
-            log.error("cannot look at the model folder, which stays as it was: %s", error.strerror)
+            if not self._blind:
+                log.error("cannot look at the model folder, which stays as it was: %s", error.strerror)
+            self._blind = True
             return
+        self._blind = False
         for path in [each for each in self._served if each.parent == self._settings.models and each not in files]:
             self.unload(self._served[path])
+        for path, (first, stamp) in list(self._second.items()):
+            if path not in files or files.get(first) != stamp:  # the name may be free now
+                del self._second[path]
+                self._tried.pop(path, None)
         self._tried = {path: stamp for path, stamp in self._tried.items() if path in files}
         for path, stamp in files.items():
             if self._tried.get(path) == stamp or (settle and self._seen.get(path) != stamp):
                 continue
             self._tried[path] = stamp
+            self._second.pop(path, None)
             try:
                 await self.load(path)
             except ServeError as error:
-                log.error("refused %s; what was served before still is: %s", path.name, error)
+                log.error("refused %s; what was served before still is: %s", one_line(path.name), error)
         self._seen = files
 
     async def watch(self, seconds: float) -> None:
         """Look at the folder every so many seconds, for ever."""
         while True:
             await asyncio.sleep(seconds)
-            await self.scan()
+            try:
+                await self.scan()
+            except Exception:  # a bug; whoever watches goes on watching
+                log.exception("cannot keep up with the model folder; looking again in %g s", seconds)
+
+    def _paths(self) -> list[Path]:
+        assert self._settings.models is not None
+        return sorted(path for path in self._settings.models.iterdir() if path.suffix == ".onnx")
 
     def _stamps(self) -> dict[Path, Stamp]:
         stamps = {}
-        for path in self.listing().values():
+        for path in self._paths():
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue  # taken away between the listing and now
+            except OSError as error:  # links in a circle, say: loading it says so, once
+                stamps[path] = (0, 0, error.errno or 0)
+                continue
             stamps[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return stamps

@@ -10,18 +10,21 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Protocol
 
 import numpy as np
 
-from serve.bundle import Card
+from serve.card import Card
 from serve.noise import Noise, draw
 from serve.server import memory
 from serve.server.batcher import Batcher, Budget, Device, Watcher
 from serve.server.refusal import Code, Refusal
+from serve.text import quoted
 
 MESSAGE_BYTES = 4 * 2**20 - 2**16  # what a client with gRPC's defaults takes, less room for the rest
 FILE_BYTES = 1024  # that a file has beside its pixels, at most; and these may take a quarter more than they are
+MOST_NAMES = 500  # characters of names in a message
 CHUNK_BYTES = 2**19  # of a stream's messages: batches up to this, or one that is larger,
 CHUNK_MOST = 2**20  # within this
 
@@ -144,8 +147,9 @@ class Registry:
             return versions[max(versions)]
         found = [model for model in versions.values() if version in (str(model.version), model.digest)]
         if not found:
-            have = ", ".join(map(str, sorted(versions)))
-            raise Refusal(Code.NOT_FOUND, f"version must be one of {have}, or one's digest. Received: {version[:80]!r}")
+            have = shorten(", ".join(map(str, sorted(versions))), MOST_NAMES, placeholder=" ...")
+            received = quoted(version)
+            raise Refusal(Code.NOT_FOUND, f"version must be one of {have}, or one's digest. Received: {received}")
         return found[0]
 
     def put(self, model: Model) -> None:
@@ -179,8 +183,8 @@ class Registry:
         if not name and len(models) == 1:
             return next(iter(models.values()))
         if name not in models:
-            have = ", ".join(sorted(models))
-            raise Refusal(Code.NOT_FOUND, f"model must be one of {have}. Received: {name[:80]!r}")
+            have = shorten(", ".join(sorted(models)), MOST_NAMES, placeholder=" ...")
+            raise Refusal(Code.NOT_FOUND, f"model must be one of {have}. Received: {quoted(name)}")
         return models[name]
 
     def _retire(self, model: Model) -> None:

@@ -11,6 +11,8 @@ from google.rpc.error_details_pb2 import RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from serve.text import one_line
+
 Code = grpc.StatusCode
 
 
@@ -26,7 +28,7 @@ class Refusal(Exception):
     def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = one_line(message)  # it travels in a header, which has a most, and knows no lone surrogates
         self.retry_after = retry_after
 
     def metadata(self) -> list[tuple[str, Any]]:

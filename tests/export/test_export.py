@@ -25,7 +25,8 @@ from export.passes.graph import constant
 from export.session import Graph
 from export.source import Source, from_bundle, from_run
 from export.verify import verify
-from serve.bundle import Card, load
+from serve.bundle import load
+from serve.card import Card
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
@@ -254,6 +255,34 @@ def test_a_normalisations_card() -> None:
     ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
     assert Normalisation("none", ones, zeros, 0).card() == {"mode": "none"}
     assert Normalisation("scalar", ones, zeros, 9).card() == {"mode": "scalar", "scale": 1.0, "draws": 9}
+
+
+def test_a_card_has_room_for_the_newest_measurements_of_this_model(smoke_run: Path, tmp_path: Path) -> None:
+    run, said = tmp_path / "run", []
+    shutil.copytree(smoke_run, run)
+    records = [{"metric": "FD", "set": "REC", "value": float(n), "reference": {"read": "x" * 500}} for n in range(100)]
+    snapshots = [{**each, "epoch": 5} for each in records]
+    (run / "metrics.json").write_text(json.dumps(records + snapshots))
+    card = from_run(run, "second-stage", "scalar", False, {"name": "measured"}, said.append).card
+    assert 30 < len(card.metrics) < 100
+    assert card.metrics == records[-len(card.metrics) :]
+    assert said == [f"the card has room for the {len(card.metrics)} newest of 100 measurements; the run keeps all"]
+
+
+def test_what_is_no_card_is_refused_before_anything_is_converted(smoke_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.onnx"
+    for option, value, words in (
+        ("--notes", "red \x1b[31m", "notes must be"),
+        ("--licence", "two\nlines", "licence must be one line"),
+        ("--notes", "\u00e9" * 10_000 + "\u00e9" * 2000, "10000 characters"),
+    ):
+        assert_clear_error(command("export-onnx", smoke_run, "--out", out, option, value), words)
+    assert_clear_error(command("export-onnx", smoke_run, "--out", out, "--name", "a/b"), "letters, digits", code=2)
+    several = command(
+        "export-onnx", smoke_run, "--out", out, "--name", "x" * 64, "--precision", "fp32", "--precision", "int8"
+    )
+    assert_clear_error(several, "at most 64")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:

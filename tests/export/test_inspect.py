@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from math import prod
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 from export.inspect import inspect, render
-from serve.bundle import Bundle, Card, load
-from tests.conftest import command
+from serve.bundle import Bundle, check, load
+from serve.card import Card
+from tests.conftest import assert_clear_error, command
 
 CARD = Card("tiny", (4, 4, 3), 5, 5, "normal", {"mode": "none"}, "fp32", {"name": "none"})
 
@@ -150,3 +153,33 @@ def test_the_embedded_faces(precision: str) -> None:
     text = command("export-onnx", "inspect", EMBEDDED[precision]).stdout
     for word in ("64x64x3", made.digest, "non-commercial", "verified", f"{found['parameters']:,}"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        ([("Gemm", ["noise"], ["images"])], "input"),
+        ([("Relu", ["images"], ["images"])], "images"),
+        ([("Conv", ["noise", "noise"], ["x"]), ("Cast", ["x"], ["images"])], "to"),
+    ],
+)
+def test_a_graph_that_is_none_is_said_in_one_line(
+    nodes: list[tuple[str, list[str], list[str]]], why: str, smoke_bundle: Path, tmp_path: Path
+) -> None:
+    model = onnx.load(smoke_bundle)
+    del model.graph.node[:]
+    model.graph.node.extend(onnx.helper.make_node(*node) for node in nodes)
+    onnx.save(model, tmp_path / "none.onnx")
+    assert_clear_error(command("export-onnx", "inspect", tmp_path / "none.onnx"), "cannot be read", why)
+
+
+def test_constants_upon_constants_take_no_time(smoke_bundle: Path) -> None:
+    """Each adds the one before to itself: whoever follows every path never arrives."""
+    model = onnx.load(smoke_bundle)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), "c0"))
+    nodes = [onnx.helper.make_node("Add", [f"c{n}", f"c{n}"], [f"c{n + 1}"]) for n in range(100)]
+    model.graph.node.extend(nodes)
+    data = model.SerializeToString()
+    found = inspect(Bundle(data, check(data), "digest"))
+    assert found["operators"]["Add"] >= 100
+    assert found["flops"] == inspect(load(smoke_bundle))["flops"]

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 from export.errors import ExportError
 from export.triton import config, service, write_repository
 from serve.bundle import Bundle, load
+from serve.errors import BundleError
 from serve.stubs.onnx.v1 import model_pb2 as onnx
 from tests.conftest import assert_clear_error, command
 
@@ -86,7 +87,7 @@ def test_the_folder_may_be_the_one_at_hand(bundle: Bundle, tmp_path: Path, monke
 
 @pytest.mark.parametrize("name", ["../faces", "a b", "", ".hidden", 'a"', "x" * 65])
 def test_names_that_cannot_be_served_write_nothing(bundle: Bundle, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ExportError, match="Received: "):
+    with pytest.raises(BundleError, match="Received: "):
         write_repository([bundle, named(bundle, name)], tmp_path / "models", force=False)
     assert not list(tmp_path.iterdir())
 

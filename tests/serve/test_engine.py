@@ -16,10 +16,11 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from serve import Engine, EngineError, load
-from serve.bundle import Bundle, Card, check
+from serve.bundle import Bundle, check, metadata
+from serve.card import Card
 from serve.devices import AUTO, NVIDIA_DRIVER, Device, candidates, open_session, parse, providers, refused, runtime
 from serve.engine import Binding, Images, sizes
 from serve.noise import draw
@@ -253,10 +254,10 @@ def test_threads_may_compute_together(faces: Engine) -> None:
 # Graphs that break the noise contract.
 
 
-def _bundle(*nodes: onnx.NodeProto) -> Bundle:
-    """Return a bundle of 2x2 pictures: 128 + 30 noise + [batch, 4] `extra`, which the nodes make."""
-    scale = [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in (("a", 30.0), ("b", 128.0))]
-    shape = helper.make_tensor("shape", TensorProto.INT64, [4], [-1, 2, 2, 1])
+def _bundle(*nodes: onnx.NodeProto, grid: tuple[int, ...] = (-1, 2, 2, 1)) -> Bundle:
+    """Return a bundle of 2x2 pictures, or so it says: 128 + 30 noise + [batch, 4] `extra`, which the nodes make."""
+    scale = [numpy_helper.from_array(np.float32(value), name) for name, value in (("a", 30.0), ("b", 128.0))]
+    shape = numpy_helper.from_array(np.array(grid), "shape")
     nodes += (
         helper.make_node("Mul", ["noise", "a"], ["scaled"]),
         helper.make_node("Add", ["scaled", "b"], ["grey"]),
@@ -269,7 +270,7 @@ def _bundle(*nodes: onnx.NodeProto) -> Bundle:
     card = Card("drawn", (2, 2, 1), 4, 4, "normal", {"mode": "none"}, "fp32", {})
     graph = helper.make_graph(list(nodes), "g", [noise], [images], [*scale, shape])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, card.metadata())
+    helper.set_model_props(model, metadata(card))
     data = model.SerializeToString()
     return Bundle(data, check(data), hashlib.sha256(data).hexdigest())
 
@@ -291,6 +292,27 @@ def test_a_graph_in_which_samples_see_each_other_is_refused() -> None:
     mean = helper.make_node("ReduceMean", ["noise"], ["mean"], keepdims=1)
     with pytest.raises(EngineError, match="depend on what shares their batch"):
         Engine(_bundle(mean, helper.make_node("Mul", ["mean", "a"], ["extra"])), device="cpu", batch=8)
+
+
+@pytest.mark.parametrize("grid", [(-1, 2, 1, 1), (-1, 1, 4, 1), (1, -1, 2, 1), (-1, 4), (-1, 2, 2, 1, 1)])
+def test_images_of_another_shape_than_the_cards_are_refused(grid: tuple[int, ...]) -> None:
+    extra = helper.make_node("Sub", ["noise", "noise"], ["extra"])
+    assert len(Engine(_bundle(extra), device="cpu", batch=8).sample(0, 0, 3)) == 3
+    bundle = _bundle(extra, grid=grid)
+    wanted = r"drawn should give uint8 \[8, 2, 2, 1\], as its card says. Received: uint8 \["
+    with pytest.raises(EngineError, match=wanted):
+        Engine(bundle, device="cpu", batch=8)
+
+
+def test_commands_refuse_a_graph_that_gives_other_images_than_its_card_says(tmp_path: Path) -> None:
+    path = tmp_path / "other.onnx"
+    path.write_bytes(_bundle(helper.make_node("Sub", ["noise", "noise"], ["extra"]), grid=(-1, 2, 1, 1)).data)
+    for words in (
+        ("serve-vae", "--model", path, "--check"),
+        ("sample-cli", "--model", path, "--n", 1, "--out", tmp_path / "out"),
+        ("export-onnx", "diff", path, path),
+    ):
+        assert_clear_error(command(*words), "should give uint8", "as its card says")
 
 
 # Binding, on the CPU as on a GPU.

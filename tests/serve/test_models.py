@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from serve.stubs.admin.v1 import admin_pb2 as admin
 from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import assert_clear_error, command, serving
+from tests.conftest import assert_clear_error, command, metrics, serving
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,13 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert not given_up.wait(0.05), "a minute has passed"
     timer.cancel()
+
+
+def with_card(data: bytes, text: str) -> bytes:
+    """The model with another card."""
+    model = onnx.load_model_from_string(data)
+    next(each for each in model.metadata_props if each.key == CARD_KEY).value = text
+    return bytes(model.SerializeToString())
 
 
 @pytest.fixture
@@ -131,6 +139,99 @@ def test_a_bad_file_is_refused_and_the_old_one_keeps_serving(
         # Mended, it is taken.
         put(variant(brightness=0.75), folder / "smoke@2.onnx")
         until(lambda: digests(client)["smoke", "2"] != before["smoke", "2"])
+
+
+def test_whatever_one_file_does_the_others_come_and_go(
+    folder: Path, variant: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Files that are no bundles, in every way; each is refused once, in one line, and the folder is kept up with."""
+    log, good = tmp_path / "log", json.loads(load(folder / "cats.onnx").card.to_json())
+    with serving("--models", folder, "--watch", 0.05, "--admin", "--metrics", "127.0.0.1:0", log=log) as (address, _):
+        bad = {
+            "infinite.onnx": with_card(variant(), json.dumps({**good, "image_shape": [math.inf, 16, 3]})),
+            "nested.onnx": with_card(variant(), "[" * 200_000),
+            "nameless.onnx": with_card(variant(), json.dumps({**good, "name": 5})),
+            "escape.onnx": with_card(variant(), json.dumps({**good, "name": "\x1b[2J\ncats"})),
+            "long.onnx": with_card(variant(), json.dumps({**good, "notes": "x" * 6_000_000})),
+            "surrogate.onnx": with_card(variant(), json.dumps({**good, "licence": "\ud800"})),
+            "precise.onnx": with_card(variant(), json.dumps({**good, "precision": {"a": 1}})),
+            "half.onnx": with_card(variant(), json.dumps({**good, "name": "half", "noise_size": 8.0})),
+        }
+        for name, data in bad.items():
+            put(data, folder / name)
+        os.mkfifo(folder / "pipe.onnx")
+        (folder / "loop.onnx").symlink_to("loop.onnx")
+        (folder / "folder.onnx").mkdir()
+        undecodable = os.fsencode(folder) + b"/\xff\xfe.onnx"
+        with open(undecodable, "wb") as file:
+            file.write(variant("undecodable"))
+        put(variant("split"), folder / "two\nlines.onnx")
+        refused = [*bad, "pipe.onnx", "loop.onnx", "folder.onnx", r"\udcff\udcfe.onnx", r"two\nlines.onnx"]
+        with Client(address) as client, grpc.insecure_channel(address) as channel:
+            until(lambda: log.read_text().count("refused") >= len(refused))
+            # Two looks later, everything has been said once, and the folder is still kept up with.
+            put(variant("dogs"), folder / "dogs.onnx")
+            until(lambda: ("dogs", "1") in digests(client))
+            (folder / "cats.onnx").unlink()
+            until(lambda: ("cats", "1") not in digests(client))
+            assert sorted(digests(client)) == [("dogs", "1"), ("smoke", "1"), ("smoke", "2")]
+            lines = log.read_text().splitlines()
+            for name in refused:
+                assert len([line for line in lines if f"refused {name};" in line]) == 1, name
+            assert all(line.isprintable() and len(line) < 500 for line in lines)
+            assert "Traceback" not in log.read_text()
+            shown = metrics(log)
+            assert f'balancedvae_model_loads_total{{result="refused"}} {len(refused)}.0' in shown
+            assert len(shown) < 100_000
+            # Callers that load by name are told of the others, and not kept waiting by any.
+            stub = admin_rpc.AdminServiceStub(channel)
+            assert stub.LoadModel(admin.LoadModelRequest(file="dogs.onnx"), timeout=60).model == "dogs"
+            for file, code, words in (
+                ("pipe.onnx", grpc.StatusCode.FAILED_PRECONDITION, "not a regular file"),
+                ("loop.onnx", grpc.StatusCode.FAILED_PRECONDITION, "symbolic links"),
+                ("absent.onnx", grpc.StatusCode.NOT_FOUND, "dogs.onnx, escape.onnx"),
+                ("two\nlines.onnx", grpc.StatusCode.NOT_FOUND, r"Received: 'two\nlines.onnx'"),
+            ):
+                with pytest.raises(grpc.RpcError) as error:
+                    stub.LoadModel(admin.LoadModelRequest(file=file), timeout=60)
+                assert error.value.code() is code
+                assert words in error.value.details()
+                assert error.value.details().isprintable()
+
+
+def test_a_second_file_of_a_model_is_served_once_the_first_is_gone(
+    folder: Path, variant: Callable[..., bytes], tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with serving("--models", folder, "--watch", 0.05, log=log) as (address, _), Client(address) as client:
+        first = digests(client)["cats", "1"]
+        put(variant("cats", 0.5), folder / "again.onnx")
+        put(variant("cats", 0.25), folder / "once-more.onnx")
+        until(lambda: log.read_text().count("two files are cats version 1") >= 2)
+        assert digests(client)["cats", "1"] == first
+        (folder / "cats.onnx").unlink()
+        until(lambda: digests(client).get(("cats", "1")) == load(folder / "again.onnx").digest)
+        # The same where the first goes on under another name,
+        put(variant("birds"), folder / "again.onnx")
+        until(lambda: digests(client).get(("cats", "1")) == load(folder / "once-more.onnx").digest)
+        assert ("birds", "1") in digests(client)
+        # and nobody is asked again and again meanwhile.
+        assert log.read_text().count("refused") <= 6
+
+
+def test_all_cards_together_fit_a_message(folder: Path, variant: Callable[..., bytes], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    values = json.loads(load(folder / "cats.onnx").card.to_json())
+    for number in range(70):
+        values |= {"name": f"cats-{number}", "notes": "é" * 10_000}  # 60 kB of JSON
+        (folder / f"cats-{number}.onnx").write_bytes(with_card(variant(), json.dumps(values)))
+    words = ("--models", folder, "--max-batch", 1, "--threads", 1, "--device", "cpu")
+    with serving(*words, log=log) as (address, _), Client(address) as client:
+        assert len(client.models()) > 60
+        refused = [line for line in log.read_text().splitlines() if "refused" in line]
+        assert len(refused) + len(client.models()) == 73
+        assert all("cards of all models" in line for line in refused)
+        assert ("smoke", "2") in digests(client)
 
 
 def test_no_request_fails_while_a_model_is_swapped_under_load(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serve.bundle import Card
+from serve.card import Card
 from training.cache import default_folder
 from training.dataset import Dataset, Splits
 from training.errors import DataError

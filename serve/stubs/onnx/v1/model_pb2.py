@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fserve/stubs/onnx/v1/model.proto\x12\x13\x62\x61lancedvae.onnx.v1\"\xe7\x01\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.balancedvae.onnx.v1.Graph\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .balancedvae.onnx.v1.OperatorSet\x12\x35\n\x0emetadata_props\x18\x0e \x03(\x0b\x32\x1d.balancedvae.onnx.v1.Property\x12\x30\n\tfunctions\x18\x19 \x03(\x0b\x32\x1d.balancedvae.onnx.v1.Function\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"&\n\x08Property\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x18\n\x08\x46unction\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x80\x02\n\x05Graph\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.balancedvae.onnx.v1.Node\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\x12-\n\x05input\x18\x0b \x03(\x0b\x32\x1e.balancedvae.onnx.v1.ValueInfo\x12.\n\x06output\x18\x0c \x03(\x0b\x32\x1e.balancedvae.onnx.v1.ValueInfo\x12=\n\x12sparse_initializer\x18\x0f \x03(\x0b\x32!.balancedvae.onnx.v1.SparseTensor\"h\n\x04Node\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.balancedvae.onnx.v1.Attribute\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xc2\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\x12%\n\x01g\x18\x06 \x01(\x0b\x32\x1a.balancedvae.onnx.v1.Graph\x12,\n\x07tensors\x18\n \x03(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\x12*\n\x06graphs\x18\x0b \x03(\x0b\x32\x1a.balancedvae.onnx.v1.Graph\"c\n\x06Tensor\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x34\n\rexternal_data\x18\r \x03(\x0b\x32\x1d.balancedvae.onnx.v1.Property\x12\x15\n\rdata_location\x18\x0e \x01(\x05\";\n\x0cSparseTensor\x12+\n\x06values\x18\x01 \x01(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\"B\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0b\x32\x19.balancedvae.onnx.v1.Type\"<\n\x04Type\x12\x34\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1f.balancedvae.onnx.v1.TensorType\"J\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12)\n\x05shape\x18\x02 \x01(\x0b\x32\x1a.balancedvae.onnx.v1.Shape\"4\n\x05Shape\x12+\n\x03\x64im\x18\x01 \x03(\x0b\x32\x1e.balancedvae.onnx.v1.Dimension\">\n\tDimension\x12\x13\n\tdim_value\x18\x01 \x01(\x03H\x00\x12\x13\n\tdim_param\x18\x02 \x01(\tH\x00\x42\x07\n\x05valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fserve/stubs/onnx/v1/model.proto\x12\x13\x62\x61lancedvae.onnx.v1\"\xb2\x02\n\x05Model\x12\x12\n\nir_version\x18\x01 \x01(\x03\x12\x15\n\rproducer_name\x18\x02 \x01(\t\x12\x18\n\x10producer_version\x18\x03 \x01(\t\x12\x0e\n\x06\x64omain\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\x03\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12)\n\x05graph\x18\x07 \x01(\x0b\x32\x1a.balancedvae.onnx.v1.Graph\x12\x36\n\x0copset_import\x18\x08 \x03(\x0b\x32 .balancedvae.onnx.v1.OperatorSet\x12\x35\n\x0emetadata_props\x18\x0e \x03(\x0b\x32\x1d.balancedvae.onnx.v1.PropertyJ\x04\x08\x19\x10\x1aR\tfunctions\".\n\x0bOperatorSet\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"&\n\x08Property\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\xb1\x02\n\x05Graph\x12\'\n\x04node\x18\x01 \x03(\x0b\x32\x19.balancedvae.onnx.v1.Node\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x30\n\x0binitializer\x18\x05 \x03(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\x12\x12\n\ndoc_string\x18\n \x01(\t\x12-\n\x05input\x18\x0b \x03(\x0b\x32\x1e.balancedvae.onnx.v1.ValueInfo\x12.\n\x06output\x18\x0c \x03(\x0b\x32\x1e.balancedvae.onnx.v1.ValueInfo\x12\x32\n\nvalue_info\x18\r \x03(\x0b\x32\x1e.balancedvae.onnx.v1.ValueInfoJ\x04\x08\x0f\x10\x10R\x12sparse_initializer\"\x9b\x01\n\x04Node\x12\r\n\x05input\x18\x01 \x03(\t\x12\x0e\n\x06output\x18\x02 \x03(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07op_type\x18\x04 \x01(\t\x12\x31\n\tattribute\x18\x05 \x03(\x0b\x32\x1e.balancedvae.onnx.v1.Attribute\x12\x12\n\ndoc_string\x18\x06 \x01(\t\x12\x0e\n\x06\x64omain\x18\x07 \x01(\t\"\xf0\x01\n\tAttribute\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\t\n\x01\x66\x18\x02 \x01(\x02\x12\t\n\x01i\x18\x03 \x01(\x03\x12\t\n\x01s\x18\x04 \x01(\x0c\x12&\n\x01t\x18\x05 \x01(\x0b\x32\x1b.balancedvae.onnx.v1.Tensor\x12\x0e\n\x06\x66loats\x18\x07 \x03(\x02\x12\x0c\n\x04ints\x18\x08 \x03(\x03\x12\x0f\n\x07strings\x18\t \x03(\x0c\x12\x0c\n\x04type\x18\x14 \x01(\x05J\x04\x08\x06\x10\x07J\x04\x08\n\x10\x0bJ\x04\x08\x0b\x10\x0cJ\x04\x08\x16\x10\x17J\x04\x08\x17\x10\x18R\x01gR\x07tensorsR\x06graphsR\rsparse_tensorR\x0esparse_tensors\"s\n\x06Tensor\x12\x0c\n\x04\x64ims\x18\x01 \x03(\x03\x12\x11\n\tdata_type\x18\x02 \x01(\x05\x12\x0c\n\x04name\x18\x08 \x01(\t\x12\x10\n\x08raw_data\x18\t \x01(\x0cJ\x04\x08\r\x10\x0eJ\x04\x08\x0e\x10\x0fR\rexternal_dataR\rdata_location\"B\n\tValueInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x04type\x18\x02 \x01(\x0b\x32\x19.balancedvae.onnx.v1.Type\"<\n\x04Type\x12\x34\n\x0btensor_type\x18\x01 \x01(\x0b\x32\x1f.balancedvae.onnx.v1.TensorType\"J\n\nTensorType\x12\x11\n\telem_type\x18\x01 \x01(\x05\x12)\n\x05shape\x18\x02 \x01(\x0b\x32\x1a.balancedvae.onnx.v1.Shape\"4\n\x05Shape\x12+\n\x03\x64im\x18\x01 \x03(\x0b\x32\x1e.balancedvae.onnx.v1.Dimension\">\n\tDimension\x12\x13\n\tdim_value\x18\x01 \x01(\x03H\x00\x12\x13\n\tdim_param\x18\x02 \x01(\tH\x00\x42\x07\n\x05valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,31 +32,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serve.stubs.onnx.v1.model_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL']._serialized_start=57
-  _globals['_MODEL']._serialized_end=288
-  _globals['_OPERATORSET']._serialized_start=290
-  _globals['_OPERATORSET']._serialized_end=336
-  _globals['_PROPERTY']._serialized_start=338
-  _globals['_PROPERTY']._serialized_end=376
-  _globals['_FUNCTION']._serialized_start=378
-  _globals['_FUNCTION']._serialized_end=402
-  _globals['_GRAPH']._serialized_start=405
-  _globals['_GRAPH']._serialized_end=661
-  _globals['_NODE']._serialized_start=663
-  _globals['_NODE']._serialized_end=767
-  _globals['_ATTRIBUTE']._serialized_start=770
-  _globals['_ATTRIBUTE']._serialized_end=964
-  _globals['_TENSOR']._serialized_start=966
-  _globals['_TENSOR']._serialized_end=1065
-  _globals['_SPARSETENSOR']._serialized_start=1067
-  _globals['_SPARSETENSOR']._serialized_end=1126
-  _globals['_VALUEINFO']._serialized_start=1128
-  _globals['_VALUEINFO']._serialized_end=1194
-  _globals['_TYPE']._serialized_start=1196
-  _globals['_TYPE']._serialized_end=1256
-  _globals['_TENSORTYPE']._serialized_start=1258
-  _globals['_TENSORTYPE']._serialized_end=1332
-  _globals['_SHAPE']._serialized_start=1334
-  _globals['_SHAPE']._serialized_end=1386
-  _globals['_DIMENSION']._serialized_start=1388
-  _globals['_DIMENSION']._serialized_end=1450
+  _globals['_MODEL']._serialized_end=363
+  _globals['_OPERATORSET']._serialized_start=365
+  _globals['_OPERATORSET']._serialized_end=411
+  _globals['_PROPERTY']._serialized_start=413
+  _globals['_PROPERTY']._serialized_end=451
+  _globals['_GRAPH']._serialized_start=454
+  _globals['_GRAPH']._serialized_end=759
+  _globals['_NODE']._serialized_start=762
+  _globals['_NODE']._serialized_end=917
+  _globals['_ATTRIBUTE']._serialized_start=920
+  _globals['_ATTRIBUTE']._serialized_end=1160
+  _globals['_TENSOR']._serialized_start=1162
+  _globals['_TENSOR']._serialized_end=1277
+  _globals['_VALUEINFO']._serialized_start=1279
+  _globals['_VALUEINFO']._serialized_end=1345
+  _globals['_TYPE']._serialized_start=1347
+  _globals['_TYPE']._serialized_end=1407
+  _globals['_TENSORTYPE']._serialized_start=1409
+  _globals['_TENSORTYPE']._serialized_end=1483
+  _globals['_SHAPE']._serialized_start=1485
+  _globals['_SHAPE']._serialized_end=1537
+  _globals['_DIMENSION']._serialized_start=1539
+  _globals['_DIMENSION']._serialized_end=1601
 # @@protoc_insertion_point(module_scope)
