@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import grpc
 import numpy as np
@@ -17,11 +19,23 @@ from grpc_status import rpc_status
 
 from serve.bundle import Card
 from serve.engine import Images
-from serve.errors import Broken, Changed, Denied, Overloaded, Rejected, RemoteError, TimedOut, Unreachable
+from serve.errors import (
+    Broken,
+    Changed,
+    Closed,
+    Denied,
+    Overloaded,
+    Rejected,
+    RemoteError,
+    ServeError,
+    TimedOut,
+    Unreachable,
+)
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 Encoding = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "bulk"]
+Event = TypeVar("Event", threading.Event, asyncio.Event)
 
 Code = grpc.StatusCode
 ENCODINGS = {"raw": wire.ENCODING_RAW, "png": wire.ENCODING_PNG, "jpeg": wire.ENCODING_JPEG, "webp": wire.ENCODING_WEBP}
@@ -100,60 +114,153 @@ def _read(path: Path | None) -> bytes | None:
         raise RemoteError(f"cannot read {path}: {error.strerror}") from None
 
 
-class Patience:
-    """Decides, failure by failure, how long to pause before the same call is made again.
-
-    Args:
-        address: For the messages.
-        seconds: How long to go on without a success.
-    """
-
-    def __init__(self, address: str, seconds: float) -> None:
-        self._address = address
-        self._seconds = seconds
-        self._pause = FIRST_PAUSE
-        self._until = time.monotonic() + seconds
-
-    def progress(self) -> None:
-        """Say that the server did something."""
-        self._pause = FIRST_PAUSE
-        self._until = time.monotonic() + self._seconds
-
-    def pause(self, failure: Any) -> float:
-        """Return the seconds to wait after an RpcError.
-
-        Raises:
-            RemoteError: waiting does not help, or no longer.
-        """
-        seconds = _retry_delay(failure)
-        if seconds is None and failure.code() in (Code.UNAVAILABLE, Code.CANCELLED):
-            seconds = self._pause
-        if seconds is None or time.monotonic() + seconds > self._until:
-            raise explain(self._address, failure) from None
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
-
-
-class Connection:
+class Connection(Generic[Event]):
     """What a client of either kind knows of its server.
 
     Args:
         address: HOST:PORT, or unix:PATH.
         options: Token, TLS, patience.
+        closed: Set once the client is closed.
     """
 
-    def __init__(self, address: str, options: Options) -> None:
+    def __init__(self, address: str, options: Options, closed: Event) -> None:
         self.address = address
         self.options = options
-        self._met = False  # whether it ever answered
+        self.met = False  # whether it ever answered
+        self._closed: Event = closed
 
-    def patience(self) -> Patience:
-        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
-        return Patience(self.address, self.options.patience if self._met else 0.0)
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
 
     def more(self, timeout: float | None) -> dict[str, Any]:
         """Return what every call is made with."""
         return {"timeout": timeout, "metadata": self.options.metadata}
+
+
+class Tries:
+    """The tries of one call: which failures are worth another try, and when.
+
+    `with tries:` goes around each. A failure that may be mended by asking again ends the block without a word, and
+    `pause` says how many seconds to wait; every other one is raised as a RemoteError.
+
+    Args:
+        connection: Whose call it is.
+        model: The model it names, if any.
+    """
+
+    def __init__(self, connection: Connection[Any], model: Served | None = None) -> None:
+        self.pause = 0.0
+        self._connection = connection
+        self._model = model
+        # An address where nobody ever answered is more likely wrong than away.
+        self._seconds = connection.options.patience if connection.met else 0.0
+        self._progress()
+
+    def _progress(self) -> None:
+        """Begin to be patient anew: the server did something."""
+        self._backoff = FIRST_PAUSE
+        self._until = time.monotonic() + self._seconds
+
+    def __enter__(self) -> None:
+        self.pause = 0.0
+        if self._connection.closed:
+            raise self._was_closed()
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> bool:
+        if failure is None:
+            self._connection.met = True
+            return False
+        if not self._is_the_calls(failure):
+            return False
+        if self._connection.closed:
+            raise self._was_closed() from None
+        self.pause = self._before_another(failure)
+        return True
+
+    def _is_the_calls(self, failure: BaseException) -> bool:
+        """Tell whether gRPC raised it, and not we or who called us."""
+        if not self._connection.closed or isinstance(failure, ServeError):
+            return isinstance(failure, grpc.RpcError)
+        # Of a channel that is closed gRPC raises ValueErrors, UsageErrors and others; and in asyncio it cancels
+        # what is under way, which nobody asked the task for.
+        return isinstance(failure, Exception) or (isinstance(failure, asyncio.CancelledError) and not _told_to_stop())
+
+    def _was_closed(self) -> Closed:
+        return Closed(f"the client of {self._connection.address} is closed; make another one")
+
+    def _before_another(self, failure: Any) -> float:
+        """Return the seconds to wait after an RpcError.
+
+        Raises:
+            RemoteError: waiting does not help, or no longer.
+        """
+        if self._model and failure.code() is Code.NOT_FOUND:  # it was there before
+            raise self._model.changed() from None
+        seconds = _retry_delay(failure)
+        if seconds is None and failure.code() in (Code.UNAVAILABLE, Code.CANCELLED):
+            seconds = self._backoff
+        if seconds is None or time.monotonic() + seconds > self._until:
+            raise explain(self._connection.address, failure) from None
+        self._backoff = min(2 * self._backoff, LONGEST_PAUSE)
+        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
+
+
+class Streaming(Tries):
+    """The tries of a stream, each of which asks for what has not come yet.
+
+    Args:
+        connection: Whose stream it is.
+        model: The model it names.
+        wanted: The samples it is for.
+
+    Attributes:
+        left: How many have not come.
+    """
+
+    def __init__(self, connection: Connection[Any], model: Served, wanted: wire.Range) -> None:
+        super().__init__(connection, model)
+        self._wanted = wanted
+        self._count = self.left = wanted.count
+        self._stop = wanted.start + wanted.count
+
+    @property
+    def request(self) -> wire.SampleStreamRequest:
+        """What to ask for now."""
+        self._wanted.start, self._wanted.count = self._stop - self.left, self.left
+        return wire.SampleStreamRequest(range=self._wanted)
+
+    def take(self, chunk: wire.Chunk) -> wire.Chunk:
+        """Return the next chunk, counted.
+
+        Raises:
+            RemoteError: it is not the next one, or the client was closed meanwhile.
+        """
+        if self._connection.closed:  # gRPC may have had it before
+            raise self._was_closed()
+        if chunk.start != self._stop - self.left or not 1 <= chunk.count <= self.left:
+            raise self._wrong(f"sent samples from {chunk.start}, {chunk.count} of them, as the next")
+        self.left -= chunk.count
+        self._progress()
+        return chunk
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> bool:
+        if failure is None and self.left:
+            raise self._wrong("ended the stream")
+        # Once all is here, it does not matter how the call ends.
+        if failure is not None and not self.left and self._is_the_calls(failure):
+            return True
+        return super().__exit__(kind, failure, trace)
+
+    def _wrong(self, did: str) -> Broken:
+        missing = f"{self.left} of {self._count} samples from {self._stop - self._count} were missing"
+        return Broken(f"the server at {self._connection.address} {did} when {missing}; is it serve-vae?")
+
+
+def _told_to_stop() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _retry_delay(failure: Any) -> float | None:
@@ -243,19 +350,16 @@ class Served:
 
     def _checked(self, chunk: wire.Chunk) -> wire.Chunk:
         if chunk.digest != self.digest:  # a server of before versions had digests
-            raise self._changed()
+            raise self.changed()
         return chunk
 
     def _images(self, chunk: wire.Chunk) -> Images:
         shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
         return np.frombuffer(self._checked(chunk).pixels, np.uint8).reshape(shape)
 
-    def _changed(self) -> Changed:
+    def changed(self) -> Changed:
+        """Return the error for a server that has another model now."""
         return Changed(f"the server changed the model {self.name} meanwhile; run the command again")
-
-    def _sharpen(self, error: RemoteError, failure: Any) -> RemoteError:
-        """Return the error of a call that named a model which was there before."""
-        return self._changed() if failure.code() is Code.NOT_FOUND else error
 
 
 def choose(address: str, models: Sequence[wire.Model], name: str, version: str) -> wire.Model:
