@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Connection, Encoding, Options, Priority, Served, Streaming, Tries, choose
+from serve.client.options import Options
+from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
 from serve.engine import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -59,7 +60,7 @@ class AsyncModel(Served):
         """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
         wanted = self._range(seed, start, count, temperature, priority, encoding)
         async for chunk in self._chunks(wanted):
-            for each in enumerate(self._checked(chunk).files, chunk.start):
+            for each in self._files(chunk):
                 yield each
 
     async def _chunks(self, wanted: wire.Range) -> AsyncGenerator[wire.Chunk]:
@@ -83,7 +84,7 @@ class AsyncClient(Connection[asyncio.Event]):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: a file of the options cannot be read.
+        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)

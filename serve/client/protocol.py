@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import grpc
@@ -18,9 +17,11 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from serve.bundle import Card
+from serve.client.options import Options
 from serve.engine import Images
 from serve.errors import (
     Broken,
+    BundleError,
     Changed,
     Closed,
     Denied,
@@ -50,68 +51,6 @@ KINDS: dict[grpc.StatusCode, type[RemoteError]] = {
     Code.UNAUTHENTICATED: Denied,
     Code.PERMISSION_DENIED: Denied,
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to reach a server, and how patiently.
-
-    Attributes:
-        token: A bearer token.
-        tls: Whether the server has TLS; so it is where one of the files below is given.
-        ca: PEM of the authorities to trust; None: the system's.
-        cert: PEM of the client's own certificate chain, for mutual TLS.
-        key: PEM of its key.
-        server_name: The name on the server's certificate, where it is not the address's.
-        timeout: Seconds that one call may take; a stream may take any time.
-        patience: Seconds to go on asking a server that answered once and now is full, away, or broken. 0: never.
-    """
-
-    token: str = ""
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    server_name: str = ""
-    timeout: float = 60.0
-    patience: float = 60.0
-
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """What goes with each call."""
-        return [("authorization", f"Bearer {self.token}")] if self.token else []
-
-    @property
-    def channel_options(self) -> list[tuple[str, Any]]:
-        """What gRPC is told of the connection."""
-        options: list[tuple[str, Any]] = [
-            # Each client has a connection of its own; gRPC would give all of a process the same one.
-            ("grpc.use_local_subchannel_pool", 1),
-            # A server that went without a word is noticed,
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # and one that comes back is found.
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 5000),
-        ]
-        return [*options, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else options
-
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """Return what TLS needs; None without it.
-
-        Raises:
-            RemoteError: a file that cannot be read.
-        """
-        if not (self.tls or self.ca or self.cert):
-            return None
-        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.cert))
-
-
-def _read(path: Path | None) -> bytes | None:
-    try:
-        return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise RemoteError(f"cannot read {path}: {error.strerror}") from None
 
 
 class Connection(Generic[Event]):
@@ -294,6 +233,9 @@ def explain(address: str, failure: Any) -> RemoteError:
 class Served:
     """What a client knows of a model, and the messages that ask for its samples.
 
+    Raises:
+        Broken: the server's description of it cannot be read.
+
     Attributes:
         name: What it is served as.
         version: A whole number, as text.
@@ -305,7 +247,10 @@ class Served:
     def __init__(self, model: wire.Model) -> None:
         self.name = model.name
         self.version = model.version
-        self.card = Card.from_json(model.card)
+        try:
+            self.card = Card.from_json(model.card)
+        except BundleError as error:
+            raise Broken(f"the server describes {self.name} in words that this version cannot read: {error}") from None
         self.digest = model.digest
         self.batch = model.max_count
 
@@ -326,40 +271,57 @@ class Served:
                 start=start,
                 count=count,
                 temperature=temperature,
-                encoding=ENCODINGS[encoding],
-                priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+                encoding=_among(ENCODINGS, encoding),
+                priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
             )
-        except ValueError:
+        except (ValueError, TypeError):
             raise Rejected(
-                f"seed, start and count must be whole numbers from 0, below 2^64. Received: {seed}, {start}, {count}"
+                "seed, start and count must be whole numbers from 0, below 2^64, and temperature a number. "
+                f"Received: {seed}, {start}, {count}, {temperature}"
             ) from None
-        except KeyError as error:
-            have = ", ".join((*ENCODINGS, *PRIORITIES))
-            raise Rejected(f"encoding and priority must be among {have}. Received: {error.args[0]!r}") from None
 
     def _noise(self, noise: npt.ArrayLike, priority: Priority | None) -> wire.DecodeRequest:
-        values = np.ascontiguousarray(noise, "<f4")
+        try:
+            values = np.ascontiguousarray(noise, "<f4")
+        except (ValueError, TypeError) as error:
+            raise Rejected(f"noise must be numbers of the shape [n, {self.card.noise_size}]: {error}") from None
         if values.ndim != 2 or values.shape[1] != self.card.noise_size:
             raise Rejected(f"noise must have the shape [n, {self.card.noise_size}]. Received: {list(values.shape)}")
         return wire.DecodeRequest(
             model=self.name,
             version=self.digest,
             noise=values.tobytes(),
-            priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+            priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
         )
 
-    def _checked(self, chunk: wire.Chunk) -> wire.Chunk:
+    def _images(self, chunk: wire.Chunk) -> Images:
+        self._check(chunk)
+        shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
+        if len(chunk.pixels) != math.prod(shape):
+            raise Broken(f"the server sent {len(chunk.pixels)} bytes for pictures of the shape {list(shape)}")
+        return np.frombuffer(chunk.pixels, np.uint8).reshape(shape)
+
+    def _files(self, chunk: wire.Chunk) -> list[tuple[int, bytes]]:
+        self._check(chunk)
+        if len(chunk.files) != chunk.count:
+            raise Broken(f"the server sent {len(chunk.files)} files for {chunk.count} samples")
+        return list(enumerate(chunk.files, chunk.start))
+
+    def _check(self, chunk: wire.Chunk) -> None:
         if chunk.digest != self.digest:  # a server of before versions had digests
             raise self.changed()
-        return chunk
-
-    def _images(self, chunk: wire.Chunk) -> Images:
-        shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
-        return np.frombuffer(self._checked(chunk).pixels, np.uint8).reshape(shape)
 
     def changed(self) -> Changed:
         """Return the error for a server that has another model now."""
         return Changed(f"the server changed the model {self.name} meanwhile; run the command again")
+
+
+def _among(words: dict[str, Any], word: str) -> Any:
+    if word not in words:
+        raise Rejected(
+            f"encoding and priority must be among {', '.join((*ENCODINGS, *PRIORITIES))}. Received: {word!r}"
+        )
+    return words[word]
 
 
 def choose(address: str, models: Sequence[wire.Model], name: str, version: str) -> wire.Model:

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Connection, Encoding, Options, Priority, Served, Streaming, Tries, choose
+from serve.client.options import Options
+from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
 from serve.engine import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -56,7 +57,7 @@ class RemoteModel(Served):
         """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
         wanted = self._range(seed, start, count, temperature, priority, encoding)
         for chunk in self._chunks(wanted):
-            yield from enumerate(self._checked(chunk).files, chunk.start)
+            yield from self._files(chunk)
 
     def _chunks(self, wanted: wire.Range) -> Iterator[wire.Chunk]:
         tries = Streaming(self._client, self, wanted)
@@ -79,7 +80,7 @@ class Client(Connection[threading.Event]):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: a file of the options cannot be read.
+        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)

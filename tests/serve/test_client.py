@@ -45,6 +45,7 @@ def test_asyncio_has_all_that_the_blocking_client_has(server: str, engine: Engin
             assert np.array_equal(await model.decode(draw(7, 100, 5, 8)), engine.sample(7, 100, 5))
             parts = [part async for part in model.stream(7, 90, 2000, temperature=0.7, priority="interactive")]
             assert np.array_equal(joined(parts), engine.sample(7, 90, 2000, 0.7))
+            assert [part async for part in model.stream(7, 90, 0)] == list(engine.stream(7, 90, 0)) == []
             assert [index async for index, _ in model.files(7, 3, 4)] == [3, 4, 5, 6]
             many = await asyncio.gather(*(model.sample(seed, 0, 3) for seed in range(30)))
             assert all(np.array_equal(got, engine.sample(seed, 0, 3)) for seed, got in enumerate(many))
@@ -64,6 +65,9 @@ def test_decode_gives_the_pictures_of_ones_own_noise(server: str, engine: Engine
         for wrong, words in (
             (np.zeros((2, 9)), "shape"),
             (np.zeros(8), "shape"),
+            ([["a"] * 8], "numbers"),
+            ([[0] * 8, [0] * 7], "numbers"),
+            (None, "noise must"),
             (np.full((1, 8), np.inf), "finite"),
             (np.full((1, 8), -1001.0), "within 1000"),
             (np.zeros((0, 8)), "1 to"),
@@ -381,6 +385,10 @@ def test_words_that_mean_nothing(server: str) -> None:
             list(client.model().files(0, 0, 1, encoding="gif"))  # type: ignore[arg-type]
         with pytest.raises(Rejected, match="interactive, bulk"):
             client.model().sample(0, 0, 1, priority="first")  # type: ignore[arg-type]
+        with pytest.raises(Rejected, match="interactive, bulk"):
+            client.model().decode(np.zeros((1, 8)), priority="first")  # type: ignore[arg-type]
+        with pytest.raises(Rejected, match="whole numbers"):
+            client.model().sample(0, 0.5, 1)  # type: ignore[arg-type]
 
 
 def test_every_error_is_a_remote_error_and_in_the_hierarchys_drawing() -> None:
