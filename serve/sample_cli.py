@@ -145,7 +145,7 @@ def main(
     sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
 
     The same seed and index give the same picture every time; the same command on a folder that is not
-    complete makes what is missing.
+    complete makes what is missing or damaged. One sample-cli at a time writes to a folder.
     """
     if start + count > 2**63:
         raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
@@ -166,6 +166,7 @@ def main(
             wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
             label = f"{source.name} seed {seed}"
             began = time.monotonic()
+            stack.enter_context(job.hold(out))
             with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
                 made = job.run(wanted, source, out, mix, bar.update)
             seconds = time.monotonic() - began
