@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,29 @@ def encode(image: Images, kind: str) -> bytes:
     file = io.BytesIO()
     picture(image).save(file, **FORMATS[kind])
     return file.getvalue()
+
+
+def whole(path: Path, kind: str) -> bool:
+    """Tell whether a file that `encode` made is all there, by its size and both its ends.
+
+    A cut copy, a full disk and a power cut take a file's end, or leave zeros there. What lies between is not read.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 12))
+            end = file.read(12)
+            file.seek(0)
+            begin = file.read(12)
+    except OSError:  # it cannot be read, so it is not there
+        return False
+    if kind == "png":
+        return begin.startswith(b"\x89PNG\r\n\x1a\n") and end == b"\0\0\0\0IEND\xaeB`\x82"
+    if kind == "jpeg":
+        return begin.startswith(b"\xff\xd8\xff") and end.endswith(b"\xff\xd9")
+    # WebP has no mark at its end, but says how long it is.
+    length = int.from_bytes(begin[4:8], "little") + 8
+    return begin.startswith(b"RIFF") and begin.endswith(b"WEBP") and length == size and any(end)
 
 
 def picture(image: Images) -> Image.Image:

@@ -12,6 +12,7 @@ ServeError
     Rejected       the request is wrong: the message says what to change
     Changed        the model is another one than when the client first asked
     TimedOut       the deadline passed
+    Closed         the client was closed, before or meanwhile
     Broken         the server failed, or is not serve-vae
 """
 
@@ -73,6 +74,10 @@ class Changed(RemoteError):
 
 class TimedOut(RemoteError):
     """The deadline passed before the server had answered."""
+
+
+class Closed(RemoteError):
+    """The client was closed, before the call or while it was under way."""
 
 
 class Broken(RemoteError):

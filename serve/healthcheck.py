@@ -5,30 +5,27 @@ For containers' and supervisors' health checks; it asks grpc.health.v1, which ne
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serve import flags
 from serve.client import Options
 from serve.errors import ServeError
 from serve.server.settings import LISTEN
 
 SECONDS = 3.0
-FILE = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("address", default=LISTEN)
-@click.option("--ca", metavar="FILE", type=FILE, help="Trust this authority, by TLS.")
-@click.option("--cert", metavar="FILE", type=FILE, help="Show this certificate.")
-@click.option("--key", metavar="FILE", type=FILE, help="Its key.")
-def main(address: str, ca: Path | None, cert: Path | None, key: Path | None) -> None:
+@flags.tls
+def main(address: str, **options: Any) -> None:
     """Exit with 0 if the server at ADDRESS is serving, else with 1; a line says what it is."""
     try:
-        secure = Options(ca=ca, cert=cert, key=key).credentials()
+        secure = Options(**options).credentials()
     except ServeError as error:
         raise click.ClickException(str(error)) from None
     with grpc.secure_channel(address, secure) if secure else grpc.insecure_channel(address) as channel:

@@ -2,29 +2,41 @@
 
 A job is (model, seed, range, temperature, format). Since a sample is the same picture whenever it is made,
 a job that was stopped is completed by making what is missing, and one that grows keeps what it has.
+
+What keeps a folder from ever mixing two jobs, however they end: one process at a time holds it; a file is whole or
+not there; and the manifest names a job only once nothing else has the names of that job's files.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
 
-from serve.encoding import ENDINGS, contact_sheet, encode
+from serve.card import Card
+from serve.encoding import ENDINGS, contact_sheet, encode, whole
 from serve.engine import Images
 from serve.errors import JobError
 
 MANIFEST = "manifest.json"
 GRID = "grid.png"
-SHARD = 1000  # samples in one .npy file
+LOCK = ".sample-cli.lock"
+PART = re.compile(r"\.part-(\d{9,}\.(npy|png|jpg|webp)|manifest\.json|grid\.png)", re.ASCII)  # half-written files
+INDEX = re.compile(r"\d{9,19}(?=\.)", re.ASCII)
+SHARDS = "npy"  # the format of many samples a file
+SHARD = 1000  # samples in one of these
 AHEAD = 8  # batches that may wait to be encoded and written: bounds memory
 
 
@@ -32,6 +44,7 @@ class Source(Protocol):
     """Where samples come from: an Engine, or a model on a server."""
 
     digest: str
+    card: Card
 
     @property
     def name(self) -> str: ...
@@ -58,47 +71,75 @@ class Job:
         return self.start + self.count
 
 
+@contextmanager
+def hold(out: Path) -> Iterator[None]:
+    """Make a folder, and keep every other job out of it as long as the block lasts.
+
+    The lock goes with the process, however that ends; what a process left half-written is removed.
+
+    Raises:
+        JobError: another job holds the folder, or it can be neither written nor locked.
+    """
+    lock = FileLock(out / LOCK, timeout=0, fallback_to_soft=False)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise JobError(f"another sample-cli is writing to {out}; wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            raise JobError(
+                f"cannot lock {out} ({error.strerror}): choose an --out on a file system that has locks"
+            ) from None
+    try:
+        with _writing(out):
+            for path in out.iterdir():
+                if PART.fullmatch(path.name):
+                    path.unlink()
+        yield
+    finally:
+        with suppress(OSError):  # it may stay; it is only in the way of people
+            (out / LOCK).unlink()
+        lock.release()
+
+
 def run(
     job: Job, source: Source, out: Path, replace_other: bool = False, done: Callable[[int], None] = lambda count: None
 ) -> int:
-    """Complete a job's folder; return how many samples were missing and have been made.
+    """Complete a job's folder; return how many samples were missing, or damaged, and have been made.
 
     Args:
         job: What is wanted.
         source: Makes the samples.
-        out: The folder; made if it is not there.
-        replace_other: Whether a folder with another job's files may be taken over. They stay, unless of the
-            same names.
+        out: The folder; to be held.
+        replace_other: Whether a folder with other files may be taken over. They stay, unless of the same names.
         done: Told how many samples are on disk, as they get there.
 
     Raises:
         JobError: the folder holds something else, or cannot be written.
     """
-    try:
-        resumed = _claim(job, out, replace_other)
-        present = _present(job, out) if resumed else np.zeros(job.count, bool)
+    with _writing(out):
+        _claim(job, out, replace_other)
+        present = _present(job, source.card.image_shape, out)
         done(int(present.sum()))
-        sharded = job.format == "npy"
         with ThreadPoolExecutor() as pool:
             waiting: dict[Future[None], int] = {}
             try:
-                for first, images in _batches(job, source, present, sharded):
-                    write = _write_shard if sharded else _write_pictures
+                for first, images in _batches(job, source, present):
+                    write = _write_shard if job.format == SHARDS else _write_pictures
                     waiting[pool.submit(write, job, out, first, images)] = len(images)
                     _collect(waiting, done, AHEAD)
                 _collect(waiting, done, 1)
             finally:
                 for each in waiting:
                     each.cancel()
-    except OSError as error:
-        raise JobError(
-            f"cannot write to {out}: {error.strerror or error}; mend that, and the same command completes it"
-        ) from None
     return int(job.count - present.sum())
 
 
 def grid(job: Job, source: Source, out: Path, columns: int, rows: int) -> Path:
-    """Write a contact sheet of the job's first samples; return its path.
+    """Write a contact sheet of the job's first samples into its folder, to be held; return its path.
 
     Raises:
         JobError: it cannot be written.
@@ -106,19 +147,15 @@ def grid(job: Job, source: Source, out: Path, columns: int, rows: int) -> Path:
     count = min(columns * rows, job.count)
     cells = [images for _, images in source.stream(job.seed, job.start, count, job.temperature)]
     sheet = contact_sheet(np.concatenate(cells), min(columns, count))
-    try:
-        with _replacing(out / GRID) as part:
-            sheet.save(part, "PNG")
-    except OSError as error:
-        raise JobError(f"cannot write {out / GRID}: {error.strerror or error}") from None
+    with _writing(out), _replacing(out / GRID) as file:
+        sheet.save(file, "PNG")
     return out / GRID
 
 
-def _claim(job: Job, out: Path, replace_other: bool) -> bool:
-    """Make the folder this job's; tell whether it already was, so that its files count."""
-    out.mkdir(parents=True, exist_ok=True)
-    before = _read_manifest(out)
-    if before is None and any(out.iterdir()) and not replace_other:
+def _claim(job: Job, out: Path, replace_other: bool) -> None:
+    """Make the folder this job's: from here on, what has the name of a file of the job is that file."""
+    before = _read_manifest(job, out, replace_other)
+    if before is None and not replace_other and any(path.name != LOCK for path in out.iterdir()):
         raise JobError(f"{out} holds files that are not of a job; choose another --out, or pass --mix")
     same = before is not None and replace(before, count=job.count, model=job.model) == job
     if before is not None and not same and not replace_other:
@@ -127,46 +164,76 @@ def _claim(job: Job, out: Path, replace_other: bool) -> bool:
         raise JobError(
             f"{out} holds another job's files ({key} {was[key]}, not {now[key]}); choose another --out, or pass --mix"
         )
-    kept = max(job.count, before.count) if same and before is not None else job.count
-    _write_manifest(replace(job, count=kept), out)
-    return same
+    ours = before.count if before is not None and same else 0
+    for at, path in list(_files(job, out)):
+        if at >= ours:
+            if not replace_other:
+                raise JobError(f"{path} is not of this job; choose another --out, or pass --mix to replace it")
+            path.unlink()
+    _write_manifest(replace(job, count=max(job.count, ours)), out)
 
 
-def _read_manifest(out: Path) -> Job | None:
+def _read_manifest(job: Job, out: Path, replace_other: bool) -> Job | None:
     try:
         values = json.loads((out / MANIFEST).read_text())
-        return Job(**{key: values[key] for key in Job.__dataclass_fields__})
+        before = Job(**{key: values[key] for key in Job.__dataclass_fields__})
+        if [*map(type, asdict(before).values())] != [*map(type, asdict(job).values())]:
+            raise TypeError
+        return before
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        raise JobError(f"{out / MANIFEST} is not a manifest of ours; choose another --out") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        if replace_other:
+            return None
+        raise JobError(
+            f"{out / MANIFEST} is damaged, or not of sample-cli; choose another --out, or pass --mix to make all anew"
+        ) from None
 
 
 def _write_manifest(job: Job, out: Path) -> None:
     versions = {name: version(name) for name in ("balanced-vae", "numpy", "pillow")}
-    with _replacing(out / MANIFEST) as part:
-        part.write_text(json.dumps({**asdict(job), "versions": versions}, indent=2) + "\n")
+    with _replacing(out / MANIFEST) as file:
+        file.write((json.dumps({**asdict(job), "versions": versions}, indent=2) + "\n").encode())
 
 
-def _present(job: Job, out: Path) -> Any:
-    """Return which samples of the job are on disk, a bool each."""
+def _files(job: Job, out: Path) -> Iterator[tuple[int, Path]]:
+    """Yield what has the name of a file of the job, after how many samples of the job it begins."""
+    for path in out.iterdir():
+        match = INDEX.match(path.name)
+        at = int(match[0]) - job.start if match else -1
+        begins_file = job.format != SHARDS or at % SHARD == 0
+        if 0 <= at < job.count and begins_file and path.name == file_name(job.start + at, job.format):
+            yield at, path
+
+
+def _present(job: Job, shape: tuple[int, int, int], out: Path) -> npt.NDArray[np.bool_]:
+    """Return which samples of the job are on disk, in files that are whole."""
     present = np.zeros(job.count, bool)
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(out) if entry.name[0].isdigit()}
-    if job.format == "npy":
-        for at in range(0, job.count, SHARD):
-            path = out / shard_name(job.start + at)
+    for at, path in _files(job, out):
+        if not path.is_file():  # a pipe would be waited for
+            continue
+        if job.format == SHARDS:
             wanted = min(SHARD, job.count - at)
-            if path.name in sizes and len(np.load(path, mmap_mode="r")) >= wanted:
-                present[at : at + wanted] = True
-        return present
-    for at in range(job.count):
-        present[at] = sizes.get(file_name(job.start + at, job.format), 0) > 0
+            present[at : at + wanted] = wanted <= _stored(path, shape) <= SHARD
+        else:
+            present[at] = whole(path, job.format)
     return present
 
 
-def _batches(job: Job, source: Source, present: Any, sharded: bool) -> Iterator[tuple[int, Images]]:
+def _stored(path: Path, shape: tuple[int, int, int]) -> int:
+    """Return how many samples of a shape a .npy file holds: 0 where it is damaged."""
+    try:
+        images = np.lib.format.open_memmap(path, mode="r")
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not images.flags.c_contiguous:
+            return 0
+        return len(images) if path.stat().st_size == images.offset + images.nbytes else 0
+    except Exception:  # whatever a damaged header makes the parsers raise
+        return 0
+
+
+def _batches(job: Job, source: Source, present: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Images]]:
     """Yield (first index, images) of what is missing: as the source gives them, or a whole shard at a time."""
-    if sharded:
+    if job.format == SHARDS:
         for at in range(0, job.count, SHARD):
             count = min(SHARD, job.count - at)
             if not present[at : at + count].all():
@@ -188,33 +255,43 @@ def _collect(waiting: dict[Future[None], int], done: Callable[[int], None], fewe
             done(count)
 
 
-def file_name(index: int, kind: str) -> str:
-    """Return the file's name of a sample: its index, so that any range of any job has the same names."""
-    return f"{index:09d}{ENDINGS[kind]}"
-
-
-def shard_name(first: int) -> str:
-    """Return the name of the .npy file that begins with a sample."""
-    return f"{first:09d}.npy"
+def file_name(first: int, kind: str) -> str:
+    """Return a file's name: the index of its first sample, so that any range of any job has the same names."""
+    return f"{first:09d}{ENDINGS.get(kind, '.npy')}"
 
 
 def _write_pictures(job: Job, out: Path, first: int, images: Images) -> None:
-    for offset, image in enumerate(images):
-        with _replacing(out / file_name(first + offset, job.format)) as part:
-            part.write_bytes(encode(image, job.format))
+    for index, image in enumerate(images, first):
+        # Thousands of these would wait for the disk; one that a power cut damaged is found and made again.
+        with _replacing(out / file_name(index, job.format), lasting=False) as file:
+            file.write(encode(image, job.format))
 
 
-def _write_shard(_: Job, out: Path, first: int, images: Images) -> None:
-    with _replacing(out / shard_name(first)) as part, part.open("wb") as file:
+def _write_shard(job: Job, out: Path, first: int, images: Images) -> None:
+    with _replacing(out / file_name(first, job.format)) as file:
         np.save(file, images)
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes `path`'s place when all went well."""
+def _replacing(path: Path, lasting: bool = True) -> Iterator[BinaryIO]:
+    """Give a file to write to, which takes `path`'s place when all went well; on the disk itself, if lasting."""
     part = path.with_name(f".part-{path.name}")
     try:
-        yield part
+        with part.open("wb") as file:
+            yield file
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JobError(
+            f"cannot write to {out}: {error.strerror or error}; mend that, and the same command completes it"
+        ) from None

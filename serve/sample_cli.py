@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
+
+from serve import flags
 
 if TYPE_CHECKING:
     from serve.job import Source
 
 MOST = 10**8  # samples in one folder
-FILE = click.Path(path_type=Path)
 
 
 def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -34,6 +36,25 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     if not math.isfinite(value):
         raise click.BadParameter(f"a number from 0 to 100. Received: {value}")
     return value
+
+
+def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise click.BadParameter(f"HOST:PORT, or unix:PATH. Received: {value!r}")
+    return value
+
+
+def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
+    """Raise UsageError for an option on the command line (not in the environment) that nothing would come of."""
+    context = click.get_current_context()
+    for here, where, names in (
+        (server is not None, "with --server", ("token", *flags.TLS)),
+        (server is None, "without --server", ("device", "threads", "batch")),
+        (server is None and not model, "on the embedded faces, without --model and --server", ("precision",)),
+    ):
+        for name in names:
+            if not here and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name} has an effect only {where}")
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
@@ -71,6 +92,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     "--model",
     metavar="FILE",
     default="",
+    show_default=False,
     help="A bundle; with --server, a model's name.  [default: the embedded faces]",
 )
 @click.option(
@@ -78,11 +100,17 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
     type=click.Choice(("fp32", "int8")),
     help="Of the embedded faces: int8 is faster on a CPU and rounds a little.  [default: fp32]",
 )
-@click.option("--server", metavar="HOST:PORT", help="Have them made by serve-vae.")
-@click.option("--token", metavar="TOKEN", default="", envvar="SAMPLE_TOKEN", show_envvar=True, help="For --server.")
-@click.option("--ca", metavar="FILE", type=FILE, help="Trust this authority's certificate for --server, by TLS.")
-@click.option("--cert", metavar="FILE", type=FILE, help="Show --server this certificate of one's own.")
-@click.option("--key", metavar="FILE", type=FILE, help="Its key.")
+@click.option("--server", metavar="HOST:PORT", callback=_address, help="Have them made by serve-vae.")
+@click.option(
+    "--token",
+    metavar="TOKEN",
+    default="",
+    show_default=False,
+    envvar="SAMPLE_TOKEN",
+    show_envvar=True,
+    help="For --server.",
+)
+@flags.tls
 @click.option(
     "--device",
     metavar="NAME",
@@ -104,12 +132,10 @@ def main(
     precision: str | None,
     server: str | None,
     token: str,
-    ca: Path | None,
-    cert: Path | None,
-    key: Path | None,
     device: str,
     threads: int,
     batch: int,
+    **tls: Any,
 ) -> None:
     """Make pictures: samples START to START + N - 1 of a seed, into a folder.
 
@@ -119,12 +145,11 @@ def main(
     sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
 
     The same seed and index give the same picture every time; the same command on a folder that is not
-    complete makes what is missing.
+    complete makes what is missing or damaged. One sample-cli at a time writes to a folder.
     """
     if start + count > 2**63:
         raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
-    if precision and (model or server):
-        raise click.UsageError("--precision is for the embedded faces; another model has the one it was exported in")
+    _refuse_what_has_no_effect(server, model)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve import job
     from serve.errors import ServeError
@@ -134,13 +159,14 @@ def main(
     try:
         with ExitStack() as stack:
             source = (
-                _remote(stack, server, model, token=token, ca=ca, cert=cert, key=key)
-                if server
+                _remote(stack, server, model, token=token, **tls)
+                if server is not None
                 else _local(model, precision or "fp32", device, threads, batch)
             )
             wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
             label = f"{source.name} seed {seed}"
             began = time.monotonic()
+            stack.enter_context(job.hold(out))
             with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
                 made = job.run(wanted, source, out, mix, bar.update)
             seconds = time.monotonic() - began

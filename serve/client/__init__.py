@@ -11,7 +11,7 @@ asked for again, and a stream that broke goes on where it stopped, even on anoth
 """
 
 from serve.client.aio import AsyncClient, AsyncModel
-from serve.client.protocol import Options
+from serve.client.options import Options
 from serve.client.sync import Client, RemoteModel
 
 __all__ = ["AsyncClient", "AsyncModel", "Client", "Options", "RemoteModel"]

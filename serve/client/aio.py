@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Connection, Encoding, Options, Patience, Priority, Served, choose
+from serve.client.options import Options
+from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
 from serve.engine import Images
-from serve.errors import RemoteError
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
@@ -59,27 +60,24 @@ class AsyncModel(Served):
         """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
         wanted = self._range(seed, start, count, temperature, priority, encoding)
         async for chunk in self._chunks(wanted):
-            for each in enumerate(self._checked(chunk).files, chunk.start):
+            for each in self._files(chunk):
                 yield each
 
     async def _chunks(self, wanted: wire.Range) -> AsyncGenerator[wire.Chunk]:
-        stop, patience = wanted.start + wanted.count, self._client.patience()
-        while True:
-            call = self._client.stub.SampleStream(wire.SampleStreamRequest(range=wanted), **self._client.more(None))
-            try:
-                async for reply in call:
-                    patience.progress()
-                    yield reply.chunk
-                    wanted.start = reply.chunk.start + reply.chunk.count
-                    wanted.count = stop - wanted.start
-                return
-            except grpc.RpcError as failure:
-                await self._client.wait(patience, failure, self)
-            finally:
-                call.cancel()
+        tries = Streaming(self._client, self, wanted)
+        while tries.left:
+            with tries:
+                call = self._client.stub.SampleStream(tries.request, **self._client.more(None))
+                try:
+                    async for reply in call:
+                        yield tries.take(reply.chunk)
+                        tries.be_patient()  # whoever reads may have been away for long
+                finally:
+                    call.cancel()
+            await self._client.wait(tries.pause)
 
 
-class AsyncClient(Connection):
+class AsyncClient(Connection[asyncio.Event]):
     """A connection to serve-vae; an asynchronous context manager, made on a running event loop.
 
     Args:
@@ -87,11 +85,11 @@ class AsyncClient(Connection):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: a file of the options cannot be read.
+        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
-        super().__init__(address, options)
+        super().__init__(address, options, asyncio.Event())
         secure = options.credentials()
         self._channel = (
             grpc.aio.secure_channel(address, secure, options.channel_options)
@@ -107,7 +105,8 @@ class AsyncClient(Connection):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection. Whatever is under way, or called later, raises Closed."""
+        self._closed.set()
         await self._channel.close()
 
     async def models(self) -> list[AsyncModel]:
@@ -132,23 +131,13 @@ class AsyncClient(Connection):
 
     async def call(self, what: Callable[[Any, dict[str, Any]], Awaitable[Reply]], model: Served | None = None) -> Reply:
         """Make a call, and again where that may help; its failures are RemoteErrors."""
-        patience = self.patience()
+        tries = Tries(self, model)
         while True:
-            try:
-                reply = await what(self.stub, self.more(self.options.timeout))
-                self._met = True
-                return reply
-            except grpc.RpcError as failure:
-                await self.wait(patience, failure, model)
+            with tries:
+                return await what(self.stub, self.more(self.options.timeout))
+            await self.wait(tries.pause)
 
-    async def wait(self, patience: Patience, failure: grpc.RpcError, model: Served | None) -> None:
-        """Pause before a call is made again.
-
-        Raises:
-            RemoteError: it should not be.
-        """
-        try:
-            pause = patience.pause(failure)
-        except RemoteError as error:
-            raise (model._sharpen(error, failure) if model else error) from None
-        await asyncio.sleep(pause)
+    async def wait(self, seconds: float) -> None:
+        """Wait, but no longer than the client is open."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), seconds)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
+import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import grpc
 import numpy as np
@@ -16,12 +17,26 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from serve.card import Card
+from serve.client.options import Options
 from serve.engine import Images
-from serve.errors import Broken, Changed, Denied, Overloaded, Rejected, RemoteError, TimedOut, Unreachable
+from serve.errors import (
+    Broken,
+    BundleError,
+    Changed,
+    Closed,
+    Denied,
+    Overloaded,
+    Rejected,
+    RemoteError,
+    ServeError,
+    TimedOut,
+    Unreachable,
+)
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 Encoding = Literal["png", "jpeg", "webp"]
 Priority = Literal["interactive", "bulk"]
+Event = TypeVar("Event", threading.Event, asyncio.Event)
 
 Code = grpc.StatusCode
 ENCODINGS = {"raw": wire.ENCODING_RAW, "png": wire.ENCODING_PNG, "jpeg": wire.ENCODING_JPEG, "webp": wire.ENCODING_WEBP}
@@ -38,122 +53,153 @@ KINDS: dict[grpc.StatusCode, type[RemoteError]] = {
 }
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to reach a server, and how patiently.
-
-    Attributes:
-        token: A bearer token.
-        tls: Whether the server has TLS; so it is where one of the files below is given.
-        ca: PEM of the authorities to trust; None: the system's.
-        cert: PEM of the client's own certificate chain, for mutual TLS.
-        key: PEM of its key.
-        server_name: The name on the server's certificate, where it is not the address's.
-        timeout: Seconds that one call may take; a stream may take any time.
-        patience: Seconds to go on asking a server that answered once and now is full, away, or broken. 0: never.
-    """
-
-    token: str = ""
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    server_name: str = ""
-    timeout: float = 60.0
-    patience: float = 60.0
-
-    @property
-    def metadata(self) -> list[tuple[str, str]]:
-        """What goes with each call."""
-        return [("authorization", f"Bearer {self.token}")] if self.token else []
-
-    @property
-    def channel_options(self) -> list[tuple[str, Any]]:
-        """What gRPC is told of the connection."""
-        options: list[tuple[str, Any]] = [
-            # Each client has a connection of its own; gRPC would give all of a process the same one.
-            ("grpc.use_local_subchannel_pool", 1),
-            # A server that went without a word is noticed,
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            # and one that comes back is found.
-            ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.max_reconnect_backoff_ms", 5000),
-        ]
-        return [*options, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else options
-
-    def credentials(self) -> grpc.ChannelCredentials | None:
-        """Return what TLS needs; None without it.
-
-        Raises:
-            RemoteError: a file that cannot be read.
-        """
-        if not (self.tls or self.ca or self.cert):
-            return None
-        return grpc.ssl_channel_credentials(_read(self.ca), _read(self.key), _read(self.cert))
-
-
-def _read(path: Path | None) -> bytes | None:
-    try:
-        return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise RemoteError(f"cannot read {path}: {error.strerror}") from None
-
-
-class Patience:
-    """Decides, failure by failure, how long to pause before the same call is made again.
-
-    Args:
-        address: For the messages.
-        seconds: How long to go on without a success.
-    """
-
-    def __init__(self, address: str, seconds: float) -> None:
-        self._address = address
-        self._seconds = seconds
-        self._pause = FIRST_PAUSE
-        self._until = time.monotonic() + seconds
-
-    def progress(self) -> None:
-        """Say that the server did something."""
-        self._pause = FIRST_PAUSE
-        self._until = time.monotonic() + self._seconds
-
-    def pause(self, failure: Any) -> float:
-        """Return the seconds to wait after an RpcError.
-
-        Raises:
-            RemoteError: waiting does not help, or no longer.
-        """
-        seconds = _retry_delay(failure)
-        if seconds is None and failure.code() in (Code.UNAVAILABLE, Code.CANCELLED):
-            seconds = self._pause
-        if seconds is None or time.monotonic() + seconds > self._until:
-            raise explain(self._address, failure) from None
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
-
-
-class Connection:
+class Connection(Generic[Event]):
     """What a client of either kind knows of its server.
 
     Args:
         address: HOST:PORT, or unix:PATH.
         options: Token, TLS, patience.
+        closed: Set once the client is closed.
     """
 
-    def __init__(self, address: str, options: Options) -> None:
+    def __init__(self, address: str, options: Options, closed: Event) -> None:
         self.address = address
         self.options = options
-        self._met = False  # whether it ever answered
+        self.met = False  # whether it ever answered
+        self._closed: Event = closed
 
-    def patience(self) -> Patience:
-        """Return how patient to be. An address where nobody ever answered is more likely wrong than away."""
-        return Patience(self.address, self.options.patience if self._met else 0.0)
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed.is_set()
 
     def more(self, timeout: float | None) -> dict[str, Any]:
         """Return what every call is made with."""
         return {"timeout": timeout, "metadata": self.options.metadata}
+
+
+class Tries:
+    """The tries of one call: which failures are worth another try, and when.
+
+    `with tries:` goes around each. A failure that may be mended by asking again ends the block without a word, and
+    `pause` says how many seconds to wait; every other one is raised as a RemoteError.
+
+    Args:
+        connection: Whose call it is.
+        model: The model it names, if any.
+    """
+
+    def __init__(self, connection: Connection[Any], model: Served | None = None) -> None:
+        self.pause = 0.0
+        self._connection = connection
+        self._model = model
+        # An address where nobody ever answered is more likely wrong than away.
+        self._seconds = connection.options.patience if connection.met else 0.0
+        self.be_patient()
+
+    def be_patient(self) -> None:
+        """Begin to be patient anew: the server did something, or its reader comes back from doing so."""
+        self._backoff = FIRST_PAUSE
+        self._until = time.monotonic() + self._seconds
+
+    def __enter__(self) -> None:
+        self.pause = 0.0
+        if self._connection.closed:
+            raise self._was_closed()
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> bool:
+        if failure is None:
+            self._connection.met = True
+            return False
+        if not self._is_the_calls(failure):
+            return False
+        if self._connection.closed:
+            raise self._was_closed() from None
+        self.pause = self._before_another(failure)
+        return True
+
+    def _is_the_calls(self, failure: BaseException) -> bool:
+        """Tell whether gRPC raised it, and not we or who called us."""
+        if not self._connection.closed or isinstance(failure, ServeError):
+            return isinstance(failure, grpc.RpcError)
+        # Of a channel that is closed gRPC raises ValueErrors, UsageErrors and others; and in asyncio it cancels
+        # what is under way, which nobody asked the task for.
+        return isinstance(failure, Exception) or (isinstance(failure, asyncio.CancelledError) and not _told_to_stop())
+
+    def _was_closed(self) -> Closed:
+        return Closed(f"the client of {self._connection.address} is closed; make another one")
+
+    def _before_another(self, failure: Any) -> float:
+        """Return the seconds to wait after an RpcError.
+
+        Raises:
+            RemoteError: waiting does not help, or no longer.
+        """
+        if self._model and failure.code() is Code.NOT_FOUND:  # it was there before
+            raise self._model.changed() from None
+        seconds = _retry_delay(failure)
+        if seconds is None and failure.code() in (Code.UNAVAILABLE, Code.CANCELLED):
+            seconds = self._backoff
+        if seconds is None or time.monotonic() + seconds > self._until:
+            raise explain(self._connection.address, failure) from None
+        self._backoff = min(2 * self._backoff, LONGEST_PAUSE)
+        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
+
+
+class Streaming(Tries):
+    """The tries of a stream, each of which asks for what has not come yet.
+
+    Args:
+        connection: Whose stream it is.
+        model: The model it names.
+        wanted: The samples it is for.
+
+    Attributes:
+        left: How many have not come.
+    """
+
+    def __init__(self, connection: Connection[Any], model: Served, wanted: wire.Range) -> None:
+        super().__init__(connection, model)
+        self._wanted = wanted
+        self._count = self.left = wanted.count
+        self._stop = wanted.start + wanted.count
+
+    @property
+    def request(self) -> wire.SampleStreamRequest:
+        """What to ask for now."""
+        self._wanted.start, self._wanted.count = self._stop - self.left, self.left
+        return wire.SampleStreamRequest(range=self._wanted)
+
+    def take(self, chunk: wire.Chunk) -> wire.Chunk:
+        """Return the next chunk, counted.
+
+        Raises:
+            RemoteError: it is not the next one, or the client was closed meanwhile.
+        """
+        if self._connection.closed:  # gRPC may have had it before
+            raise self._was_closed()
+        if chunk.start != self._stop - self.left or not 1 <= chunk.count <= self.left:
+            raise self._wrong(f"sent samples from {chunk.start}, {chunk.count} of them, as the next")
+        self.left -= chunk.count
+        self.be_patient()
+        return chunk
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, trace: object) -> bool:
+        if failure is None and self.left:
+            raise self._wrong("ended the stream")
+        # Once all is here, it does not matter how the call ends.
+        if failure is not None and not self.left and self._is_the_calls(failure):
+            return True
+        return super().__exit__(kind, failure, trace)
+
+    def _wrong(self, did: str) -> Broken:
+        missing = f"{self.left} of {self._count} samples from {self._stop - self._count} were missing"
+        return Broken(f"the server at {self._connection.address} {did} when {missing}; is it serve-vae?")
+
+
+def _told_to_stop() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _retry_delay(failure: Any) -> float | None:
@@ -187,6 +233,9 @@ def explain(address: str, failure: Any) -> RemoteError:
 class Served:
     """What a client knows of a model, and the messages that ask for its samples.
 
+    Raises:
+        Broken: the server's description of it cannot be read.
+
     Attributes:
         name: What it is served as.
         version: A whole number, as text.
@@ -198,7 +247,10 @@ class Served:
     def __init__(self, model: wire.Model) -> None:
         self.name = model.name
         self.version = model.version
-        self.card = Card.from_json(model.card)
+        try:
+            self.card = Card.from_json(model.card)
+        except BundleError as error:
+            raise Broken(f"the server describes {self.name} in words that this version cannot read: {error}") from None
         self.digest = model.digest
         self.batch = model.max_count
 
@@ -219,43 +271,57 @@ class Served:
                 start=start,
                 count=count,
                 temperature=temperature,
-                encoding=ENCODINGS[encoding],
-                priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+                encoding=_among(ENCODINGS, encoding),
+                priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
             )
-        except ValueError:
+        except (ValueError, TypeError):
             raise Rejected(
-                f"seed, start and count must be whole numbers from 0, below 2^64. Received: {seed}, {start}, {count}"
+                "seed, start and count must be whole numbers from 0, below 2^64, and temperature a number. "
+                f"Received: {seed}, {start}, {count}, {temperature}"
             ) from None
-        except KeyError as error:
-            have = ", ".join((*ENCODINGS, *PRIORITIES))
-            raise Rejected(f"encoding and priority must be among {have}. Received: {error.args[0]!r}") from None
 
     def _noise(self, noise: npt.ArrayLike, priority: Priority | None) -> wire.DecodeRequest:
-        values = np.ascontiguousarray(noise, "<f4")
+        try:
+            values = np.ascontiguousarray(noise, "<f4")
+        except (ValueError, TypeError) as error:
+            raise Rejected(f"noise must be numbers of the shape [n, {self.card.noise_size}]: {error}") from None
         if values.ndim != 2 or values.shape[1] != self.card.noise_size:
             raise Rejected(f"noise must have the shape [n, {self.card.noise_size}]. Received: {list(values.shape)}")
         return wire.DecodeRequest(
             model=self.name,
             version=self.digest,
             noise=values.tobytes(),
-            priority=PRIORITIES[priority] if priority else wire.PRIORITY_UNSPECIFIED,
+            priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
         )
 
-    def _checked(self, chunk: wire.Chunk) -> wire.Chunk:
-        if chunk.digest != self.digest:  # a server of before versions had digests
-            raise self._changed()
-        return chunk
-
     def _images(self, chunk: wire.Chunk) -> Images:
+        self._check(chunk)
         shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
-        return np.frombuffer(self._checked(chunk).pixels, np.uint8).reshape(shape)
+        if len(chunk.pixels) != math.prod(shape):
+            raise Broken(f"the server sent {len(chunk.pixels)} bytes for pictures of the shape {list(shape)}")
+        return np.frombuffer(chunk.pixels, np.uint8).reshape(shape)
 
-    def _changed(self) -> Changed:
+    def _files(self, chunk: wire.Chunk) -> list[tuple[int, bytes]]:
+        self._check(chunk)
+        if len(chunk.files) != chunk.count:
+            raise Broken(f"the server sent {len(chunk.files)} files for {chunk.count} samples")
+        return list(enumerate(chunk.files, chunk.start))
+
+    def _check(self, chunk: wire.Chunk) -> None:
+        if chunk.digest != self.digest:  # a server of before versions had digests
+            raise self.changed()
+
+    def changed(self) -> Changed:
+        """Return the error for a server that has another model now."""
         return Changed(f"the server changed the model {self.name} meanwhile; run the command again")
 
-    def _sharpen(self, error: RemoteError, failure: Any) -> RemoteError:
-        """Return the error of a call that named a model which was there before."""
-        return self._changed() if failure.code() is Code.NOT_FOUND else error
+
+def _among(words: dict[str, Any], word: str) -> Any:
+    if word not in words:
+        raise Rejected(
+            f"encoding and priority must be among {', '.join((*ENCODINGS, *PRIORITIES))}. Received: {word!r}"
+        )
+    return words[word]
 
 
 def choose(address: str, models: Sequence[wire.Model], name: str, version: str) -> wire.Model:

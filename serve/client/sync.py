@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import grpc
 import numpy.typing as npt
 
-from serve.client.protocol import Connection, Encoding, Options, Patience, Priority, Served, choose
+from serve.client.options import Options
+from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
 from serve.engine import Images
-from serve.errors import RemoteError
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
@@ -57,26 +57,23 @@ class RemoteModel(Served):
         """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
         wanted = self._range(seed, start, count, temperature, priority, encoding)
         for chunk in self._chunks(wanted):
-            yield from enumerate(self._checked(chunk).files, chunk.start)
+            yield from self._files(chunk)
 
     def _chunks(self, wanted: wire.Range) -> Iterator[wire.Chunk]:
-        stop, patience = wanted.start + wanted.count, self._client.patience()
-        while True:
-            call = self._client.stub.SampleStream(wire.SampleStreamRequest(range=wanted), **self._client.more(None))
-            try:
-                for reply in call:
-                    patience.progress()
-                    yield reply.chunk
-                    wanted.start = reply.chunk.start + reply.chunk.count
-                    wanted.count = stop - wanted.start
-                return
-            except grpc.RpcError as failure:
-                self._client.wait(patience, failure, self)
-            finally:
-                call.cancel()
+        tries = Streaming(self._client, self, wanted)
+        while tries.left:
+            with tries:
+                call = self._client.stub.SampleStream(tries.request, **self._client.more(None))
+                try:
+                    for reply in call:
+                        yield tries.take(reply.chunk)
+                        tries.be_patient()  # whoever reads may have been away for long
+                finally:
+                    call.cancel()
+            self._client.wait(tries.pause)
 
 
-class Client(Connection):
+class Client(Connection[threading.Event]):
     """A connection to serve-vae; a context manager.
 
     Args:
@@ -84,11 +81,11 @@ class Client(Connection):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: a file of the options cannot be read.
+        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
-        super().__init__(address, options)
+        super().__init__(address, options, threading.Event())
         secure = options.credentials()
         self._channel = (
             grpc.secure_channel(address, secure, options.channel_options)
@@ -96,7 +93,6 @@ class Client(Connection):
             else grpc.insecure_channel(address, options.channel_options)
         )
         self.stub = rpc.SamplingServiceStub(self._channel)
-        self._closed = threading.Event()
 
     def __enter__(self) -> Client:
         return self
@@ -105,7 +101,7 @@ class Client(Connection):
         self.close()
 
     def close(self) -> None:
-        """Close the connection; whoever waits for it to come back stops waiting."""
+        """Close the connection. Whatever is under way, or called later, raises Closed."""
         self._closed.set()
         self._channel.close()
 
@@ -130,24 +126,12 @@ class Client(Connection):
 
     def call(self, what: Callable[[Any, dict[str, Any]], Reply], model: Served | None = None) -> Reply:
         """Make a call, and again where that may help; its failures are RemoteErrors."""
-        patience = self.patience()
+        tries = Tries(self, model)
         while True:
-            try:
-                reply = what(self.stub, self.more(self.options.timeout))
-                self._met = True
-                return reply
-            except grpc.RpcError as failure:
-                self.wait(patience, failure, model)
+            with tries:
+                return what(self.stub, self.more(self.options.timeout))
+            self.wait(tries.pause)
 
-    def wait(self, patience: Patience, failure: grpc.RpcError, model: Served | None) -> None:
-        """Pause before a call is made again.
-
-        Raises:
-            RemoteError: it should not be.
-        """
-        try:
-            pause = patience.pause(failure)
-        except RemoteError as error:
-            raise (model._sharpen(error, failure) if model else error) from None
-        if self._closed.wait(pause):
-            raise RemoteError(f"the connection to {self.address} was closed meanwhile") from None
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than the client is open."""
+        self._closed.wait(seconds)

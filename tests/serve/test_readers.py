@@ -174,6 +174,21 @@ def test_readers_who_read_nothing_make_room_for_others(smoke_bundle: Path, tmp_p
         assert "Traceback" not in log.read_text()
 
 
+def test_a_reader_who_paused_for_too_long_goes_on_where_it_stopped(smoke_bundle: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ("--model", smoke_bundle, "--queue-samples", 6000, "--stall", 0.5, "--metrics", "127.0.0.1:0")
+    with serving(*words, log=log) as (address, _), ExitStack() as stack:
+        client = stack.enter_context(Client(address, Options(patience=5)))
+        stream = client.model().stream(seed=3, start=0, count=60_000)
+        parts = [next(stream)[1]]
+        other = stack.enter_context(Client(address)).model()
+        until(lambda: metric(log, "held_samples") > 0)
+        while not metric(log, "stalled_readers_total"):
+            other.sample(0, 0, other.batch)  # all there is room for, but for the reader
+        parts += [images for _, images in stream]
+        assert np.array_equal(np.concatenate(parts), Engine(load(smoke_bundle), "cpu").sample(3, 0, 60_000))
+
+
 def test_a_reader_who_pauses_keeps_its_place_where_nobody_else_wants_it(smoke_bundle: Path) -> None:
     with serving("--model", smoke_bundle, "--stall", 0.1) as (address, _), ExitStack() as stack:
         stub = rpc.SamplingServiceStub(unread(stack, address))
