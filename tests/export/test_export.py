@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 from export.chain import build
+from export.cli import main
 from export.convert import convert
 from export.errors import LimitError, VerificationError
 from export.export import Limits, export
@@ -254,6 +256,24 @@ def test_a_normalisations_card() -> None:
     ones, zeros = np.ones(2, np.float32), np.zeros(2, np.float32)
     assert Normalisation("none", ones, zeros, 0).card() == {"mode": "none"}
     assert Normalisation("scalar", ones, zeros, 9).card() == {"mode": "scalar", "scale": 1.0, "draws": 9}
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--limit-fd", "0.1"], "--limit-fd"),
+        (["--limit-mean", "2"], "--limit-mean"),
+        (["--count", "100"], "--count"),
+        (["--features", "f.onnx", "--reference", "."], "--features"),
+        (["--precision", "int8", "--limit-fd", "0.1"], "--limit-fd"),
+        (["--prior", "normal", "--normalise", "scalar"], "--normalise"),
+    ],
+)
+def test_an_option_without_effect_is_refused(words: list[str], option: str, smoke_run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(smoke_run), "--out", str(tmp_path / "x.onnx"), *words])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {option} ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
