@@ -39,15 +39,16 @@ class Device:
     def compute(self, noise: Noise) -> Images:
         self.began.release()
         self.free.acquire()
-        assert 1 <= len(noise) <= self.batch
         self.batches.append(noise[:, 0].tolist())
         return pictures(noise)
 
 
-class Unwatched:
+class Watched:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Sequence[float]]] = []
+
     def computed(self, samples: int, waits: Sequence[float], seconds: float) -> None:
-        assert len(waits) >= 1
-        assert min(waits) >= 0
+        self.seen.append((samples, list(waits)))
 
 
 def pictures(noise: Noise) -> Images:
@@ -75,8 +76,10 @@ def run(
     budget: Budget | None = None,
     **more: float,
 ) -> None:
+    watched = Watched()
+
     async def all_of_it() -> None:
-        batcher = Batcher(devices, budget or Budget(10**9, 10**12), SIDE * SIDE, more.get("delay", 0.0), Unwatched())
+        batcher = Batcher(devices, budget or Budget(10**9, 10**12), SIDE * SIDE, more.get("delay", 0.0), watched)
         await scenario(batcher)
         for device in devices:
             device.free.release(10**6)
@@ -84,6 +87,10 @@ def run(
         assert batcher.waiting == 0
 
     asyncio.run(all_of_it())
+    # Here and not where it is seen: an assertion that fails in an engine's thread fails no test.
+    assert all(1 <= len(batch) <= device.batch for device in devices for batch in device.batches)
+    assert sum(samples for samples, _ in watched.seen) == sum(len(b) for device in devices for b in device.batches)
+    assert all(waits and min(waits) >= 0 for _, waits in watched.seen)
 
 
 @given(
