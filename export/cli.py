@@ -106,14 +106,22 @@ def main() -> None:
     default=0.02,
     help="Change of the Frechet distance from real pictures; needs --features and --reference.",
 )
-@click.option("--features", metavar="FILE", type=FILE, help="Extractor, as evaluate-vae takes it.")
+@click.option(
+    "--features", metavar="FILE", type=FILE, help="Extractor of fp16's and int8's distance, as evaluate-vae takes it."
+)
 @click.option(
     "--reference",
     metavar="PATH",
     type=click.Path(path_type=Path, exists=True),
     help="Real pictures, as train-vae takes them.",
 )
-@click.option("--count", metavar="N", type=click.IntRange(min=1), default=10_000, help="Samples compared with fp32's.")
+@click.option(
+    "--count",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=10_000,
+    help="Samples of fp16 and int8 compared with fp32's.",
+)
 # What its card says
 @click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
 @click.option("--dataset", metavar="TEXT", default="", show_default=False, help="For the card: what it was trained on.")
