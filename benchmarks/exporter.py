@@ -57,18 +57,23 @@ def main(
             parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["parts"].items())
             seconds = sum(facts["parts"].values())
             print(f"{way:10}{seconds:9.1f}{facts['peak']:9,.0f}{facts['nodes']:7}{facts['size']:7.1f}   {parts}")
+        from serve import devices as runtimes
         from serve.noise import draw
 
         print(f"int8 from fp32: {told['ours']['difference']}")
         paths = {path.stem: path for path in sorted(folder.glob("*.onnx"), key=lambda path: path.stem != "naive")}
-        for device in devices:
-            sessions = {name: _open(path, device) for name, path in paths.items()}
+        size = told["ours"]["noise"]
+        for device in map(runtimes.parse, devices):
+            table = runtimes.providers(device, sorted(batches), size, folder / "tensorrt")
+            sessions = {name: runtimes.open_session(path.read_bytes(), device, table) for name, path in paths.items()}
             if None in sessions.values():
                 print(f"{device}: no such device here")
                 continue
             for batch in batches:
-                noise = draw(0, 0, batch, told["ours"]["noise"])
-                runs = {name: partial(each.run, ["images"], {"noise": noise}) for name, each in sessions.items()}
+                noise = draw(0, 0, batch, size)
+                runs: dict[str, Callable[[], Any]] = {
+                    name: partial(each.run, ["images"], {"noise": noise}) for name, each in sessions.items()
+                }
                 _print_speeds(f"{device}, batches of {batch}", runs, batch, rounds)
 
 
@@ -88,7 +93,7 @@ def convert(way: str, recipe: str, folder: Path) -> None:
         return value
 
     facts = (_naive if way == "naive" else _ours)(chain, folder, timed)
-    facts["parts"] = {name: seconds for name, seconds in parts.items() if not name.startswith("(")}
+    facts["parts"] = parts
     print(json.dumps(facts))
 
 
@@ -199,13 +204,6 @@ def _child(way: str, recipe: str, folder: Path) -> dict[str, Any]:
     result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     return facts
-
-
-def _open(path: Path, device: str) -> Any:
-    """Return a session as the engine opens it, or None where there is no such device."""
-    from serve import engine
-
-    return engine._open(engine.runtime(), path.read_bytes(), device, 0)
 
 
 def _peak() -> float:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
 from serve.bundle import DEFAULT, load
-from serve.client import Client
+from serve.client import Client, RemoteModel
 from serve.engine import Engine
 
 
@@ -32,9 +33,7 @@ def main(model: Path, device: str, batches: tuple[int, ...], count: int, rounds:
     measured: dict[str, Callable[[], None]] = {}
     for batch in batches:
         engine = Engine(bundle, device, batch=batch)
-        measured[f"in process, {engine.device}, batches of {engine.batch}"] = lambda engine=engine: _drain(
-            engine, count
-        )
+        measured[f"in process, {engine.device}, batches of {engine.batch}"] = partial(_drain, engine, count)
     words = ["--model", str(model), "--device", device, "--listen", "127.0.0.1:0"]
     command = [sys.executable, "-c", "from serve.server.cli import main; main()", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
@@ -42,7 +41,7 @@ def main(model: Path, device: str, batches: tuple[int, ...], count: int, rounds:
         address = next(line.split()[-1] for line in server.stderr if "ready, listening on" in line)
         with Client(address) as client:
             remote = client.model()
-            measured["through the server, one stream"] = lambda: _drain(remote, count)
+            measured["through the server, one stream"] = partial(_drain, remote, count)
             seconds: dict[str, list[float]] = {name: [] for name in measured}
             for _ in range(rounds):
                 for name, run in measured.items():
@@ -55,7 +54,7 @@ def main(model: Path, device: str, batches: tuple[int, ...], count: int, rounds:
         print(f"{name:50} {count / statistics.median(times):9.1f} images/s")
 
 
-def _drain(source: Engine, count: int) -> None:
+def _drain(source: Engine | RemoteModel, count: int) -> None:
     for _ in source.stream(1, 0, count):
         pass
 

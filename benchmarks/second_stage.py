@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 import numpy as np
@@ -47,7 +48,8 @@ def main(name: str, trials: tuple[str, ...], steps: int, rounds: int) -> None:
             for _ in range(steps):
                 multiply()  # noqa: B023
 
-        train(), bare()
+        train()
+        bare()
         rates = [(seconds(train), seconds(bare)) for _ in range(rounds)]
         trained, bound = (len(latents) / statistics.median(column) for column in zip(*rates, strict=True))
         ratio = statistics.median(bare / full for full, bare in rates)
@@ -69,7 +71,7 @@ def products(shapes: list[tuple[int, ...]], batch: int) -> Callable[[], object]:
         for i, o in shapes
     ]
 
-    def step(*flat: object) -> object:
+    def step(*flat: Any) -> Any:
         total = 0.0
         for x, kernel, gradient in zip(flat[::3], flat[1::3], flat[2::3], strict=True):
             made = (x @ kernel, gradient @ ops.transpose(kernel), ops.transpose(x) @ gradient)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 CLIENTS = (1, 8, 64)
 SIZES = (1, 16, 1000)
+SHORT = 16  # samples of a request whose latency is told
 BESIDE = ((8, 1), (8, 16), (64, 1), (64, 16))  # clients and samples a request that peers are asked for too
 WARM = 0.5  # of a measurement's seconds, before it begins
 
@@ -167,6 +168,8 @@ def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: in
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seconds", default=4.0, show_default=True, help="A measurement.")
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--clients", "numbers", multiple=True, type=click.IntRange(1), default=CLIENTS, show_default=True)
+@click.option("--size", "sizes", multiple=True, type=click.IntRange(1), default=SIZES, show_default=True)
 @click.option("--stream", default=0, metavar="N", help="Also read one stream of N samples to its end.")
 @click.option("--triton", "triton_folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--litserve", "litserve_python", type=click.Path(path_type=Path, exists=True))
@@ -176,6 +179,8 @@ def main(
     device: str,
     seconds: float,
     rounds: int,
+    numbers: tuple[int, ...],
+    sizes: tuple[int, ...],
     stream: int,
     triton_folder: Path | None,
     litserve_python: Path | None,
@@ -205,10 +210,10 @@ def main(
         for turn in range(rounds):
             print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
             alone = {}
-            for size in SIZES:
+            for size in sizes:
                 connect_engine = _in_process(engine)
                 alone[size] = note(f"engine in process, requests of {size}", rate([connect_engine], size, seconds))
-            for clients, size in itertools.product(CLIENTS, SIZES):
+            for clients, size in itertools.product(numbers, sizes):
                 name = f"serve-vae, {clients} clients, requests of {size}"
                 speed = note(name, rate([server.connect] * clients, size, seconds))
                 note(f"{name}: ratio", speed / alone[size])
@@ -217,10 +222,11 @@ def main(
                         theirs = rate([partial(connect, peer)] * clients, size, seconds)
                         note(f"{peer.name}, {clients} clients, requests of {size}", theirs)
             speed = note("serve-vae, one stream of 100,000 (its beginning)", rate([server.connect], 100_000, seconds))
-            note("serve-vae, one stream of 100,000 (its beginning): ratio", speed / alone[1000])
+            note("serve-vae, one stream of 100,000 (its beginning): ratio", speed / alone[max(sizes)])
         _print(bundle, engine, found)
-        for size in (1, 16):
-            half = statistics.median(found[f"serve-vae, 8 clients, requests of {size}"]) / 2
+        for size in (size for size in sizes if size <= SHORT):
+            clients = sorted(numbers)[len(numbers) // 2]
+            half = statistics.median(found[f"serve-vae, {clients} clients, requests of {size}"]) / 2
             took = latencies(server, size, half / size, 5 * seconds)
             p50, p99 = (1e3 * took[min(len(took) - 1, int(len(took) * part))] for part in (0.5, 0.99))
             print(

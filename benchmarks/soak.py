@@ -173,7 +173,8 @@ def main(
             clients = [stack.enter_context(Client(soak.address)) for _ in range(workers)]
             faults: list[Fault] = [(swap,), (burst,), *((kill, number) for number in range(killers))]
             faults = [fault for fault in faults if fault[0].__name__ not in without]
-            figures, seen = run(soak, process, clients, faults, 60 * minutes)
+            tried = ["samples compared", *(event for fault, event in FAULTS.items() if fault not in without)]
+            figures, seen = run(soak, process, clients, faults, tried, 60 * minutes)
         finally:
             process.kill()
             process.wait()
@@ -182,7 +183,6 @@ def main(
         for each in logs[1:]:
             stop(soak, command, each)
         records, strange = parsed(logs)
-        tried = ["samples compared", *(event for fault, event in FAULTS.items() if fault not in without)]
         report(soak, figures, seen, records, strange, tried, growth if minutes >= 10 else math.inf)
     if series:
         with series.open("w", newline="") as sheet:
@@ -211,7 +211,12 @@ def listening(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str]:
 
 
 def run(
-    soak: Soak, process: subprocess.Popen[bytes], clients: list[Client], faults: list[Fault], seconds: float
+    soak: Soak,
+    process: subprocess.Popen[bytes],
+    clients: list[Client],
+    faults: list[Fault],
+    tried: list[str],
+    seconds: float,
 ) -> tuple[dict[str, str], list[dict[str, float]]]:
     """Do everything, and return figures for the report and what was seen each second."""
     ledger = soak.ledger
@@ -220,6 +225,7 @@ def run(
     working = [soak.start(work, client, number) for number, client in enumerate(clients)]
     faulty = [soak.start(*fault) for fault in faults]
     seen = watch(soak, process, seconds)
+    until(lambda: all(ledger.events[event] for event in tried))  # however short it is, or slow the machine
     soak.calm.set()
     finish(soak, faulty)
     if process.poll() is not None:

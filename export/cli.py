@@ -11,21 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+from click_default_group import DefaultGroup
+
+from training.commands import needs, refuse
 
 from serve.card import NAME, NAME_RULE
 
 FILE = click.Path(path_type=Path, dir_okay=False)
-SETTINGS = {"show_default": True, "max_content_width": 100}
-
-
-class _Exporting(click.Group):
-    """A group whose command is `export` where none is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the command's name in front."""
-        if args and args[0] not in (*self.commands, "--version", "--help"):
-            args = ["export", *args]
-        return super().parse_args(ctx, args)
 
 
 def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -37,35 +29,31 @@ def _name(context: click.Context, parameter: click.Parameter, value: str | None)
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Say what went wrong in one line; exit with 1."""
-    try:
-        from export.errors import ExportError
-        from serve.errors import ServeError
-        from training.errors import TrainingError
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,export]'") from None
+    from export.errors import ExportError
+    from serve.errors import ServeError
+    from training.errors import TrainingError
+
     try:
         yield
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,export]'") from None
     except (ExportError, ServeError, TrainingError) as error:
         raise click.ClickException(str(error)) from None
 
 
-@click.group(cls=_Exporting, context_settings=SETTINGS)
+@click.group(cls=DefaultGroup, default="export", context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
-    """Make bundles (export, the default), look into them (inspect), compare them (diff).
+    """Make bundles (export, which need not be named), look into them, or compare them.
 
     \b
     export-onnx runs/mine --out mine.onnx
     export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
     export-onnx inspect mine.onnx
     export-onnx diff mine-fp32.onnx mine-int8.onnx
-    export-onnx export --help
+    export-onnx export --help            every option of exporting
     """
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 # What is written
 @click.option("--out", metavar="FILE", required=True, type=FILE, help="The .onnx to write.")
@@ -120,14 +108,22 @@ def main() -> None:
     default=0.02,
     help="Change of the Frechet distance from real pictures; needs --features and --reference.",
 )
-@click.option("--features", metavar="FILE", type=FILE, help="Extractor, as evaluate-vae takes it.")
+@click.option(
+    "--features", metavar="FILE", type=FILE, help="Extractor of fp16's and int8's distance, as evaluate-vae takes it."
+)
 @click.option(
     "--reference",
     metavar="PATH",
     type=click.Path(path_type=Path, exists=True),
     help="Real pictures, as train-vae takes them.",
 )
-@click.option("--count", metavar="N", type=click.IntRange(min=1), default=10_000, help="Samples compared with fp32's.")
+@click.option(
+    "--count",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=10_000,
+    help="Samples of fp16 and int8 compared with fp32's.",
+)
 # What its card says
 @click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
 @click.option("--dataset", metavar="TEXT", default="", show_default=False, help="For the card: what it was trained on.")
@@ -137,6 +133,7 @@ def main() -> None:
 @click.option(
     "--notes", metavar="TEXT", default="", show_default=False, help="For the card: anything a user should know."
 )
+@needs("cpu,export")
 def export(
     source: Path,
     out: Path,
@@ -175,12 +172,17 @@ def export(
     if not source.exists():
         raise click.UsageError(f"{source} is not a run directory, which train-vae makes, nor a bundle")
     if source.is_file():
-        for option in ("prior", "normalise", "with_latents"):
-            if click.get_current_context().get_parameter_source(option) == click.core.ParameterSource.COMMANDLINE:
-                flag = option.replace("_", "-")
-                raise click.UsageError(f"--{flag} is settled in a bundle; export the run to choose another")
+        refuse(("prior", "normalise", "with_latents"), "is settled in a bundle; export the run to choose another")
+    elif prior != "second-stage":
+        refuse(("normalise",), f"is for second-stage samples, and these are from --prior {prior}")
     if bool(features) != bool(reference):
         raise click.UsageError("--features and --reference go together: an extractor, and pictures to measure against")
+    if precisions == ("fp32",):
+        refuse(
+            ("limit_mean", "limit_fd", "features", "count"), "is for --precision fp16 and int8, which change samples"
+        )
+    elif not features:
+        refuse(("limit_fd",), "takes --features and --reference: without them no Frechet distance is measured")
     told["name"] = name or _name_from(out)
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise click.ClickException(
@@ -215,9 +217,10 @@ def export(
     click.echo(f"{time.monotonic() - began:.1f} s in all")
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@needs("cpu,export")
 def inspect(file: Path, as_json: bool) -> None:
     """Say what FILE, a bundle, is: card, inputs and outputs, parameters, work per sample, operators, digest."""
     with _clear_errors():
@@ -228,11 +231,12 @@ def inspect(file: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=2) if as_json else bundles.render(facts))
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
 @click.option("--count", metavar="N", type=click.IntRange(min=1), default=1000, help="Samples compared.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
+@needs("cpu,export")
 def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
     """Say whether bundles A and B make the same samples, and how far they are apart.
 

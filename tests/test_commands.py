@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.conftest import BIN, assert_clear_error, command
 
@@ -35,3 +41,93 @@ def test_help_loads_nothing_heavy(name: str) -> None:
 def test_version_and_wrong_flags(name: str) -> None:
     assert "0.1.0" in command(name, "--version").stdout
     assert_clear_error(command(name, "--no-such-flag"), "No such option", code=2)
+
+
+@pytest.mark.parametrize(
+    ("group", "commands", "default"),
+    [("evaluate-vae", ["measure", "compare"], "measure"), ("export-onnx", ["export", "inspect", "diff"], "export")],
+)
+def test_help_shows_every_command_and_the_way_to_the_defaults_own(
+    group: str, commands: list[str], default: str
+) -> None:
+    shown = command(group, "--help").stdout
+    for each in commands:
+        assert f"\n  {each}" in shown
+    assert f"{group} {default} --help" in shown
+    assert "--features" in command(group, default, "--help").stdout
+    assert "--features" in command(group, "anything", "--help").stdout
+    assert_clear_error(command(group, "--features", "f.onnx"), "Missing argument", code=2)  # the default's, unnamed
+
+
+def light() -> set[str]:
+    """The packages that `pip install '.[cpu]'` brings."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    left = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    found: set[str] = set()
+    while left:
+        requirement = Requirement(left.pop())
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(name)
+        try:
+            left += requires(name) or []
+        except PackageNotFoundError:
+            pytest.fail(f"{name} is not installed")
+    return found
+
+
+LIGHT = """
+import json
+import sys
+from importlib import import_module
+
+absent = set(json.loads(sys.argv.pop(1)))
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Absent())
+import_module(sys.argv.pop(1)).main()
+"""
+
+
+@pytest.fixture(scope="module")
+def absent() -> str:
+    """Modules that a light install lacks, of those that are here."""
+    ours, here = {"training", "export", "serve"}, light()
+    modules = packages_distributions().items()
+    return json.dumps([name for name, by in modules if name not in ours and not here & set(map(canonicalize_name, by))])
+
+
+def lightly(absent: str, name: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as in an install without extras: their packages cannot be imported."""
+    full = [BIN / "python", "-c", LIGHT, absent, HOMES[name], *map(str, words)]
+    return subprocess.run(full, capture_output=True, text=True)
+
+
+def test_a_light_install_samples(absent: str, tmp_path: Path) -> None:
+    result = lightly(absent, "sample-cli", "--n", 1, "--out", tmp_path / "faces")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (["train-vae", "--recipe", "smoke", "--data", ".", "--out", "run"], "train"),
+        (["evaluate-vae", ".", "--data", ".", "--features", "f.onnx"], "cpu,train"),
+        (["evaluate-vae", "compare", "."], "cpu,train"),
+        (["export-onnx", ".", "--out", "x.onnx"], "cpu,export"),
+        (["export-onnx", "inspect", "x.onnx"], "cpu,export"),
+        (["export-onnx", "diff", "x.onnx", "x.onnx"], "cpu,export"),
+    ],
+    ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else value,
+)
+def test_a_light_install_says_which_extra_a_command_takes(absent: str, words: list[str], extra: str) -> None:
+    result = lightly(absent, *words)
+    assert_clear_error(result, "No module named", f"install the extra: pip install 'balanced-vae[{extra}]'")
+    assert len(result.stderr.strip().splitlines()) == 1

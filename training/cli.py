@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from training.commands import needs
 from training.errors import TrainingError
 from training.recipe import Recipe
 from training.recipes import RECIPES, recipe
@@ -80,6 +81,7 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="GPUs that share each minibatch of stage 1; several machines by TF_CONFIG.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the data, print the recipe, and stop.")
+@needs("train")
 def main(
     name: str,
     data: Path,
@@ -132,15 +134,13 @@ def main(
 def _train(
     resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, wanted: str
 ) -> None:
-    try:
-        from training import devices
-        from training.board import Board, Watchers
-        from training.progress import Watch
-        from training.run import Run
-        from training.stage import Execution, Stopped, StopRequest
-        from training.twostage import train_two_stages
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[train]'") from None
+    from training import devices
+    from training.board import Board, Watchers
+    from training.progress import Watch
+    from training.run import Run
+    from training.stage import Execution, Stopped, StopRequest
+    from training.twostage import train_two_stages
+
     execution = Execution(save_every, steps_per_execution, wanted)
     stop = StopRequest()
     identity = {"count": len(splits.train), "digest": splits.train.digest}

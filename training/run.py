@@ -61,21 +61,34 @@ class Run:
         return self._read("diagnostics.json")
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What metrics.json holds; nothing where nothing was measured."""
-        path = self.path / "metrics.json"
-        return list(json.loads(path.read_text())) if path.exists() else []
+    def metrics(self) -> list[Record]:
+        """What metrics.json holds; nothing where nothing was measured.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        if not (self.path / "metrics.json").exists():
+            return []
+        value = self._json("metrics.json")
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise RunError(f"{self.path / 'metrics.json'} should hold a list of JSON objects; mend it, or move it away")
+        return value
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads((self.path / name).read_text())
-        except FileNotFoundError:
-            raise RunError(f"{self.path} is not a finished run: it has no {name}; train-vae makes one") from None
-        except (ValueError, OSError) as error:
-            raise RunError(f"cannot read {self.path / name}: {error}") from None
+        value = self._json(name)
         if not isinstance(value, dict):
             raise RunError(f"{self.path / name} should hold a JSON object")
         return value
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            raise RunError(f"{self.path} is not a finished run: it has no {name}; train-vae makes one") from None
+        except RecursionError:
+            raise RunError(f"cannot read {self.path / name}: it is nested too deeply") from None
+        except (ValueError, OSError) as error:
+            raise RunError(f"cannot read {self.path / name}: {error}") from None
 
     @contextmanager
     def open(self, recipe: Recipe, data: dict[str, Any]) -> Iterator[None]:
@@ -92,7 +105,8 @@ class Run:
         ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
         if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
-        with self._locked():
+        busy = f"another process is training in {self.path}; wait for it, or choose another --out"
+        with self.locked("lock", busy):
             if (self.path / "config.json").exists():
                 self._check_same(recipe, data)
             else:
@@ -102,17 +116,23 @@ class Run:
             yield
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Be the only process that trains here; the system lets go of the lock however the process ends."""
-        path = self.path / "state" / "lock"
+    def locked(self, name: str, refusal: str = "") -> Iterator[None]:
+        """Hold one of the run's locks for the length of a block; the system lets go of it however the process ends.
+
+        Args:
+            name: Of the lock's file in state/: "lock" is training's.
+            refusal: What to say where another process holds it; without it, wait for that process.
+
+        Raises:
+            RunError: another process holds it, and there is a refusal.
+        """
+        path = self.path / "state" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
             except BlockingIOError:
-                raise RunError(
-                    f"another process is training in {self.path}; wait for it, or choose another --out"
-                ) from None
+                raise RunError(refusal) from None
             yield
 
     def _check_same(self, recipe: Recipe, data: dict[str, Any]) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 from export.chain import build
+from export.cli import main
 from export.convert import convert
 from export.errors import LimitError, VerificationError
 from export.export import Limits, export
@@ -30,6 +32,8 @@ from serve.card import Card
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
+from training.evaluation.cli import main as evaluate_vae
+from training.evaluation.compare import read
 from training.normalise import Normalisation, fit
 from training.run import Run
 
@@ -99,9 +103,12 @@ def test_normalisation_gives_samples_the_aggregates_moments() -> None:
     moved = latents * each.scale + each.shift
     np.testing.assert_allclose(moved.mean(axis=0), mean, atol=1e-3)
     np.testing.assert_allclose(moved.var(axis=0), variance, rtol=1e-3)
-    one = fit("scalar", latents, mean, variance)
-    assert one.scale[0] == pytest.approx(1 / ((0.5 + 0.8 + 1.0) / 3), rel=1e-2)
-    assert not one.shift.any()
+    even = (latents - latents.mean(axis=0)) / latents.std(axis=0) * np.float32(0.6)
+    one = fit("scalar", even, mean, variance)
+    assert len(set(one.scale.tolist())) == 1
+    moved = even * one.scale + one.shift
+    np.testing.assert_allclose(moved.var(axis=0), np.mean(variance), rtol=1e-3)
+    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=1e-3)  # nothing is shifted
     assert np.all(fit("none", latents, mean, variance).scale == 1)
 
 
@@ -224,8 +231,24 @@ def test_the_frechet_distance_is_kept_within_its_limit(
     limits = Limits(count=300, mean=255, shift=1e9, features=tiny_extractor, pictures=pictures)
     export(source, {"int8": tmp_path / "x.onnx"}, limits=limits)
     found = load(tmp_path / "x.onnx").card.difference
-    assert found["distance"] > 0
-    assert abs(found["shift"]) < 1
+    words = [
+        "--data",
+        pictures,
+        "--features",
+        tiny_extractor,
+        "--count",
+        300,
+        "--seed",
+        1,
+        "--cache",
+        tmp_path / "cache",
+    ]
+    more = ["--no-kid", "--no-precision-recall", "--json", tmp_path / "x.json"]
+    measured = CliRunner().invoke(evaluate_vae, [*map(str, [tmp_path / "x.onnx", *words, *more])])
+    assert measured.exit_code == 0, measured.output
+    (record,) = read(tmp_path / "x.json").records
+    assert record["value"] == pytest.approx(found["distance"] * (1 + found["shift"]), rel=1e-3)
+    assert record["value"] > 0
     strict = dataclasses.replace(limits, shift=0.0)
     with pytest.raises(LimitError, match="--limit-fd"):
         export(source, {"int8": tmp_path / "y.onnx"}, limits=strict)
@@ -282,6 +305,24 @@ def test_what_is_no_card_is_refused_before_anything_is_converted(smoke_run: Path
         "export-onnx", smoke_run, "--out", out, "--name", "x" * 64, "--precision", "fp32", "--precision", "int8"
     )
     assert_clear_error(several, "at most 64")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--limit-fd", "0.1"], "--limit-fd"),
+        (["--limit-mean", "2"], "--limit-mean"),
+        (["--count", "100"], "--count"),
+        (["--features", "f.onnx", "--reference", "."], "--features"),
+        (["--precision", "int8", "--limit-fd", "0.1"], "--limit-fd"),
+        (["--prior", "normal", "--normalise", "scalar"], "--normalise"),
+    ],
+)
+def test_an_option_without_effect_is_refused(words: list[str], option: str, smoke_run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(smoke_run), "--out", str(tmp_path / "x.onnx"), *words])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {option} ")
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import onnx_ir as ir
@@ -57,15 +58,16 @@ def outputs(made: ir.Model, **inputs: np.ndarray) -> list[np.ndarray]:
 
 
 def check(made: ir.Model, run: Pass, before: dict[str, int], after: dict[str, int], atol: float = 1e-5) -> None:
-    """The pass takes a graph from some operators to others, and changes no number but by rounding."""
+    """The pass takes a graph from some operators to others, at one go, and changes no number but by rounding."""
     given = {
         str(value.name): RNG.normal(size=[3 if not isinstance(s, int) else s for s in value.shape]).astype(np.float32)
         for value in made.graph.inputs
     }
     wanted = outputs(made, **given)
     assert operators(made) == before
-    assert optimise(made, [run]) == {run.__name__: pytest.approx(1, abs=100)}
+    assert optimise(made, [run])[run.__name__] > 0
     assert operators(made) == after
+    assert optimise(made, [run]) == {run.__name__: 0}
     for got, want in zip(outputs(made, **given), wanted, strict=True):
         if want.dtype == np.uint8:
             assert np.abs(got.astype(int) - want).max() <= 1
@@ -234,25 +236,27 @@ def test_a_matrix_that_would_be_larger_is_not_made() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    kernel=st.integers(2, 5),
-    begin=st.integers(0, 2),
+    # What is cropped before and after, and what is added after, so that the sides are doubled.
+    around=st.sampled_from(
+        [
+            (before, after, extra)
+            for before, after, extra in product(range(3), range(3), range(2))
+            if before + after >= extra
+        ]
+    ),
     height=st.integers(1, 4),
     width=st.integers(1, 4),
     channels=st.integers(1, 3),
 )
 def test_a_transposed_convolution_is_two_plain_ones(
-    kernel: int, begin: int, height: int, width: int, channels: int
+    around: tuple[int, int, int], height: int, width: int, channels: int
 ) -> None:
-    end = kernel - 2 - begin
-    extra = 0
-    if end < 0:
-        end, extra = 0, -end
+    begin, end, extra = around
+    kernel = 2 + begin + end - extra
     text = f"""(float[n,2,{height},{width}] x) => (float[n,{channels},{2 * height},{2 * width}] y) {{
         y = ConvTranspose<strides: ints = [2, 2], pads: ints = [{begin}, {begin}, {end}, {end}],
                           output_padding: ints = [{extra}, {extra}]>(x, w, b)
     }}"""
-    if extra > 1:  # ONNX has no more than stride - 1 of it
-        return
     made = model(text, w=(2, channels, kernel, kernel), b=(channels,))
     x = RNG.normal(size=(3, 2, height, width)).astype(np.float32)
     (wanted,) = outputs(made, x=x)

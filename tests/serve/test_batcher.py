@@ -41,15 +41,16 @@ class Device:
     def compute(self, noise: Noise) -> Images:
         self.began.release()
         self.free.acquire()
-        assert 1 <= len(noise) <= self.batch
         self.batches.append(noise[:, 0].tolist())
         return pictures(noise)
 
 
-class Unwatched:
+class Watched:
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, Sequence[float]]] = []
+
     def computed(self, samples: int, waits: Sequence[float], seconds: float) -> None:
-        assert len(waits) >= 1
-        assert min(waits) >= 0
+        self.seen.append((samples, list(waits)))
 
 
 def pictures(noise: Noise) -> Images:
@@ -77,10 +78,12 @@ def run(
     budget: Budget | None = None,
     **more: float,
 ) -> None:
+    watched = Watched()
+
     async def all_of_it() -> None:
         known = budget or Budget(10**9, 10**12)
         probe = np.zeros((max(device.batch for device in devices), 1), np.float32)
-        batcher = Batcher(devices, known, SIDE * SIDE, more.get("delay", 0.0), Unwatched(), probe)
+        batcher = Batcher(devices, known, SIDE * SIDE, more.get("delay", 0.0), watched, probe)
         await scenario(batcher)
         for device in devices:
             device.free.release(10**6)
@@ -88,6 +91,10 @@ def run(
         assert batcher.waiting == 0
 
     asyncio.run(all_of_it())
+    # Here and not where it is seen: an assertion that fails in an engine's thread fails no test.
+    assert all(1 <= len(batch) <= device.batch for device in devices for batch in device.batches)
+    assert sum(samples for samples, _ in watched.seen) == sum(len(b) for device in devices for b in device.batches)
+    assert all(waits and min(waits) >= 0 for _, waits in watched.seen)
 
 
 @given(
@@ -313,7 +320,7 @@ def test_pixels_behind_a_message_are_what_protobuf_would_read(counts: list[int],
     assert wire.Chunk.FromString(with_pixels(chunk, 10, images)) == read
 
 
-class Curious(Unwatched):
+class Curious(Watched):
     """A watcher with a bug that shows once."""
 
     failed = False

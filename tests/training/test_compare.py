@@ -64,6 +64,20 @@ def test_protocols_do_not_share_a_column(change: dict[str, Any], words: str) -> 
     assert words in str(error.value)
 
 
+def test_a_distance_that_is_not_there_is_a_dash_and_wins_nothing() -> None:
+    one, two = measured("one", 12.5), measured("two", 11.5)
+    for each in (one, two):
+        each.records[0]["value"] = None
+    text = compare([one, two])
+    assert "| FD (tiny)" not in text  # the column would be empty
+    assert "**0.11500**" in text  # and KID is there
+    assert "No FD (tiny)" in text
+    one.records[0]["value"] = 12.5
+    lines = compare([one, two]).splitlines()
+    assert any(line.startswith("| two") and line.split("|")[2].strip() == "-" for line in lines)
+    assert "**12.5**" not in compare([one, two])
+
+
 def test_runs_measured_twice_are_compared_where_they_agree() -> None:
     one, two = measured("one", 12.5), measured("two", 11.5)
     more = measured("one", 99.0, count=600)

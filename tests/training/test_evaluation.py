@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -473,8 +475,97 @@ def test_fid_is_what_the_inception_graph_gives(
     assert_refused(evaluate(smoke_bundle, "--data", pictures, "--inception", "fetch"), "download", "inception-2015")
 
 
+def test_fewer_pictures_than_features_give_all_but_the_distance(
+    smoke_bundle: Path, words: list[object], tmp_path: Path
+) -> None:
+    out, table = tmp_path / "few.json", tmp_path / "few.md"
+    result = evaluate(smoke_bundle, *words, "--count", 8, "--json", out, "--markdown", table)
+    assert result.exit_code == 0, result.output
+    (why,) = (line for line in result.stderr.splitlines() if "no FD (tiny)" in line)
+    assert "8 features" in why
+    assert "9 pictures or more" in why
+    (record,) = json.loads(out.read_text())["records"]
+    assert record["value"] is None
+    assert record["kid"] is not None
+    assert 0 <= record["precision"] <= 1
+    (row,) = (line for line in table.read_text().splitlines() if line.startswith("| GEN-2"))
+    assert row.split("|")[4].strip() == "-"
+    assert "±" in row
+    beside = evaluate("compare", out, out)
+    assert beside.exit_code == 0, beside.output
+    assert "KID (tiny)" in beside.stdout
+    assert "No FD (tiny)" in beside.stdout
+
+
+WITHOUT_EFFECT = [["--prior", "normal"], ["--normalise", "none"], ["--latent-noise"], ["--snapshots"]]
+
+
+@pytest.mark.parametrize("option", WITHOUT_EFFECT, ids=" ".join)
+def test_what_a_bundle_has_settled_cannot_be_chosen(option: list[str], smoke_bundle: Path, words: list[object]) -> None:
+    assert_refused(evaluate(smoke_bundle, *words, *option), f"{option[0]} ", "bundle", code=2)
+
+
+def test_what_changes_no_measurement_of_a_run_is_refused(run: Path, words: list[object]) -> None:
+    normal = [*words, "--prior", "normal"]
+    assert_refused(evaluate(run, *normal, "--normalise", "scalar"), "--normalise is for fitted priors")
+    assert_refused(evaluate(run, *normal, "--latent-noise"), "--latent-noise is the second stage's")
+
+
+KEEPER = """
+import sys
+from pathlib import Path
+from training.evaluation.measure import keep
+from training.run import Run
+
+run, seed, records = Run(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+for count in range(records):
+    keep(run, {"metric": "FD (tiny)", "count": count, "seed": seed})
+"""
+
+
+def test_processes_that_measure_one_run_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    records, pipe = 60, subprocess.PIPE
+    words = [sys.executable, "-c", KEEPER, str(tmp_path)]
+    keepers = [
+        subprocess.Popen([*words, str(seed), str(records)], stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for seed in range(3)
+    ]
+    for each in keepers:
+        assert each.stdout is not None
+        assert each.stdout.readline() == "ready\n"
+    for each in keepers:
+        assert each.stdin is not None
+        each.stdin.write("\n")
+        each.stdin.flush()
+    for each in keepers:
+        _, said = each.communicate(timeout=300)
+        assert each.returncode == 0, said
+    kept = json.loads((tmp_path / "metrics.json").read_text())
+    assert {(each["seed"], each["count"]) for each in kept} == {(s, n) for s in range(3) for n in range(records)}
+
+
+@pytest.mark.parametrize("text", ["", '[{"metric": ', "{}", "[1]", "[" * 100_000])
+def test_measurements_that_cannot_be_read_are_told_before_anything_is_measured(
+    text: str, run: Path, words: list[object], tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "metrics.json").write_text(text)
+    result = evaluate(copy, *words)
+    assert_refused(result, str(copy / "metrics.json"))
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert_refused(evaluate("compare", copy), str(copy / "metrics.json"))
+    assert (copy / "metrics.json").read_text() == text
+
+
 def test_refusals(run: Path, words: list[object], pictures: Path, extractor_file: Path, tmp_path: Path) -> None:
-    assert_refused(evaluate(run, *words, "--count", 8), "8 features", "takes 9", "Received: 8", "--count")
+    only_fd = ["--no-kid", "--no-precision-recall"]
+    assert_refused(evaluate(run, *words, "--count", 8, *only_fd), "8 features", "takes 9", "Received: 8", "--count")
+    assert_refused(evaluate(run, *words, "--count", 8, "--snapshots"), "Frechet distances", "takes 9")
+    assert_refused(evaluate(run, *words, "--count", 3), "precision and recall take 4", "Received: 3")
+    assert_refused(evaluate(run, *words, "--count", 1, "--no-precision-recall"), "take", "2", "Received: 1")
     assert_refused(evaluate(run, *words, "--prior", "gmm"), "no prior 'gmm'", "second-stage")
     assert_refused(evaluate(run, *words, "--split", "test"), "no test pictures", "train")
     assert_refused(evaluate(run, "--data", pictures), "--features", code=2)

@@ -8,26 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click_default_group import DefaultGroup
 
+from training.commands import needs, refuse
 from training.errors import TrainingError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-class _Measuring(click.Group):
-    """A group whose command is `measure` where none is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the command's name in front."""
-        if not args or args[0] not in (*self.commands, "--version"):
-            args = ["measure", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_Measuring, context_settings={"show_default": True, "max_content_width": 100})
+@click.group(cls=DefaultGroup, default="measure", context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
-    """Measure what a run or a bundle makes (measure, the default), or compare what was measured (compare)."""
+    """Measure what a run or a bundle makes (measure, which need not be named), or compare what was measured.
+
+    \b
+    evaluate-vae runs/mine --data photos/ --features extractor.onnx
+    evaluate-vae compare runs/one runs/two --markdown table.md
+    evaluate-vae measure --help          every option of measuring
+    """
 
 
 @main.command()
@@ -78,6 +76,7 @@ def main() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Where ready pictures and references are kept.",
 )
+@needs("cpu,train")
 def measure(
     model: Path,
     data: Path,
@@ -101,13 +100,14 @@ def measure(
     extractor = features or inception
     if extractor is None or (features and inception):
         raise click.UsageError("pass an extractor: either --features FILE or --inception FILE")
-    try:
-        from serve.errors import ServeError
-        from training.evaluation.judge import Plan
-        from training.evaluation.measure import evaluate
-        from training.evaluation.report import report, write
-    except ImportError as error:
-        raise click.ClickException(f"{error}; pip install 'balanced-vae[cpu,train]'") from None
+    if model.is_file():
+        refuse(("priors", "modes", "latent_noise"), "is settled in a bundle; measure the run to choose another")
+        refuse(("snapshots",), "measures those of a run, and a bundle has none")
+    from serve.errors import ServeError
+    from training.evaluation.judge import Plan
+    from training.evaluation.measure import evaluate
+    from training.evaluation.report import report, write
+
     plan = Plan(extractor, inception=inception is not None, **options)
     try:
         done = evaluate(model, data, plan, partial(click.echo, err=True))
@@ -130,6 +130,7 @@ def measure(
 )
 @click.option("--markdown", metavar="FILE", type=FILE, help="Write the tables there as well.")
 @click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write all records there.")
+@needs("cpu,train")
 def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | None) -> None:
     """Put measured runs, or files that --json wrote, into one table; the best of every column is bold."""
     from training.evaluation import compare as comparison

@@ -53,17 +53,28 @@ def read(path: Path) -> Measured:
     """
     if path.is_dir():
         run = Run(path)
-        records = [record for record in run.metrics if "reference" in record and "count" in record]
+        records = [record for record in run.metrics if _ours(record)]
         if not records:
             raise RunError(f"nothing was measured of {path} yet; evaluate-vae {path} does")
         return Measured(path.resolve().name, run.config["recipe"], records)
     try:
         document = json.loads(path.read_text())
-        return Measured(document["name"], document["recipe"], document["records"])
+        records = [record for record in document["records"] if _ours(record)]
+        if records:
+            return Measured(str(document["name"]), dict(document["recipe"]), records)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is neither a run directory nor a file that evaluate-vae --json wrote") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise DataError(f"{path} is neither a run directory nor a file that evaluate-vae --json wrote")
+
+
+def _ours(record: Any) -> bool:
+    """Whether a record is evaluate-vae's; anything may be kept beside them."""
+    needed = {"metric", "count", "reference"}
+    if isinstance(record, dict) and record.get("metric") != "latents":
+        needed |= {"set", "value", "seed", "extractor"}
+    return isinstance(record, dict) and needed <= record.keys()
 
 
 def compare(measured: list[Measured]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from training.errors import DataError
 from training.evaluation import distances
 from training.evaluation.extractors import Extractor, Images
 from training.evaluation.reference import Reference, statistics
-from training.evaluation.statistics import NEIGHBOURS, check_enough, collect
+from training.evaluation.statistics import NEIGHBOURS, collect, too_few
 from training.run import Record
 
 
@@ -57,13 +58,24 @@ class Plan:
 class Judge:
     """Compares sets of pictures with the reference.
 
+    Attributes:
+        no_distance: Why there are too few pictures for a Frechet distance; empty where there are enough.
+
     Raises:
-        DataError: too few pictures for the extractor's covariance, or the cache cannot be written.
+        DataError: too few pictures for anything that the plan measures, or the cache cannot be written.
     """
 
     def __init__(self, plan: Plan, reference: Reference, extractor: Extractor) -> None:
-        check_enough(len(reference), extractor)
-        check_enough(plan.count, extractor)
+        fewest = min(len(reference), plan.count)
+        least = NEIGHBOURS + 1 if plan.precision_recall else 2
+        if fewest < least:
+            what = "precision and recall take" if plan.precision_recall else "a variance takes"
+            raise DataError(
+                f"{what} {least} pictures or more. Received: {fewest}; raise --count, or bring more pictures"
+            )
+        self.no_distance = too_few(fewest, extractor)
+        if self.no_distance and not (plan.kid or plan.precision_recall):
+            raise DataError(f"{self.no_distance}; or measure KID, which takes fewer")
         self.plan, self.reference, self.extractor = plan, reference, extractor
         self.console = Console(stderr=True)
         through = partial(self._shown, label="reference", count=len(reference))
@@ -75,7 +87,7 @@ class Judge:
         label = " ".join([name, *(str(value) for value in protocol.values())])
         found = collect(self.extractor, self._shown(batches, label, count), keep=plan.kid or plan.precision_recall)
         record = {"metric": self.extractor.metric, "set": name, **protocol}
-        record["value"] = distances.frechet(self.known, found)
+        record["value"] = None if self.no_distance else distances.frechet(self.known, found)
         if plan.kid:
             size = distances.subset_size(self.known.count, found.count)
             mean, deviation = distances.kid(self.known.features, found.features, plan.seed)

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve import bundle
 from training.dataset import load
+from training.errors import DataError
 from training.evaluation.compare import Measured
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
@@ -33,6 +34,8 @@ PROTOCOL = (
     "extractor",
 )
 
+LOCK = "measuring"  # held while a file of measurements is written
+
 
 def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Measured:
     """Measure a run directory or a bundle against the pictures of `data`.
@@ -42,7 +45,7 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
 
     Raises:
         DataError: of the pictures, the extractor or the cache.
-        RunError: the run is not finished, or lacks what the plan asks for.
+        RunError: the run is not finished, lacks what the plan asks for, or holds measurements that cannot be read.
         ServeError: the bundle is none, or cannot be run here.
         OSError: the run's folder cannot be written.
     """
@@ -55,20 +58,32 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         splits = load(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
     say(f"{splits.train.report.kind}: {splits.train.report}")
     judge = Judge(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    if judge.no_distance and plan.snapshots:
+        raise DataError(f"--snapshots draws Frechet distances, and there is none: {judge.no_distance}")
+    if judge.no_distance:
+        say(f"no {extractor.metric} is measured: {judge.no_distance}")
     records = []
     for record in subject.records(judge):
         records.append(record)
         if run:
             keep(run, record)
     if run and plan.snapshots:
-        say(f"drew {figure2(run, records)}")
+        with run.locked(LOCK):
+            say(f"drew {figure2(run, records)}")
     return Measured(subject.name, subject.recipe, records)
 
 
 def keep(run: Run, record: Record) -> None:
-    """Add a record to the run's metrics.json, in the place of the same measurement made earlier."""
-    others = [each for each in run.metrics if _protocol(each) != _protocol(record)]
-    write_json(run.path / "metrics.json", [*others, record])
+    """Add a record to the run's metrics.json, in the place of the same measurement made earlier.
+
+    Others may measure the run at the same time: what they add between reading and writing would be lost.
+
+    Raises:
+        RunError: what is there cannot be read.
+    """
+    with run.locked(LOCK):
+        others = [each for each in run.metrics if _protocol(each) != _protocol(record)]
+        write_json(run.path / "metrics.json", [*others, record])
 
 
 def _protocol(record: Record) -> list[Any]:

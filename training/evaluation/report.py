@@ -50,7 +50,8 @@ def _row(record: Record) -> Row:
         mode += f", noise {record['latent_noise']:.3f}"
     kid = f"{record['kid']:.5f} ± {record['kid_deviation']:.5f}" if "kid" in record else "-"
     shares = [f"{record[key]:.3f}" if key in record else "-" for key in ("precision", "recall")]
-    return [name, record.get("prior", "-"), mode, f"{record['value']:.4g}", kid, *shares, str(record["count"])]
+    value = "-" if record["value"] is None else f"{record['value']:.4g}"
+    return [name, record.get("prior", "-"), mode, value, kid, *shares, str(record["count"])]
 
 
 def _cell(value: Any) -> str:
@@ -85,6 +86,8 @@ def protocol(record: Record) -> str:
         f"{reference['data'][:16]}.",
         f"Seed {record['seed']}.",
     ]
+    if record["value"] is None:
+        parts.append(f"No {record['metric']}: it takes more pictures than the extractor has features.")
     if "kid" in record:
         parts.append(f"KID: {record['kid_subsets']} subsets of {record['kid_subset']}.")
     if "neighbours" in record:

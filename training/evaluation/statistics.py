@@ -81,11 +81,18 @@ def collect(extractor: Extractor, batches: Iterable[Images], keep: bool = True) 
     return Statistics(moments.count, moments.mean, moments.covariance, np.concatenate(kept))
 
 
+def too_few(count: int, extractor: Extractor) -> str:
+    """Return why so few pictures have no Frechet distance: a singular covariance. Empty where they have one."""
+    least = extractor.size + 1
+    if count >= least:
+        return ""
+    return (
+        f"{extractor.name} has {extractor.size} features, whose covariance takes {least} pictures or more. "
+        f"Received: {count}; raise --count, bring more pictures, or take an extractor with fewer features"
+    )
+
+
 def check_enough(count: int, extractor: Extractor) -> None:
-    """Raise DataError where a covariance of so few pictures would be singular."""
-    least = max(extractor.size, NEIGHBOURS) + 1
-    if count < least:
-        raise DataError(
-            f"{extractor.name} has {extractor.size} features, whose covariance takes {least} pictures or more. "
-            f"Received: {count}; raise --count, bring more pictures, or take an extractor with fewer features"
-        )
+    """Raise DataError where so few pictures have no Frechet distance."""
+    if why := too_few(count, extractor):
+        raise DataError(why)

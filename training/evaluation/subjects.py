@@ -29,7 +29,8 @@ class RunSubject:
         recipe: The same, as JSON-ready values.
 
     Raises:
-        RunError: the run is not finished, or lacks a prior or the snapshots asked for.
+        RunError: the run is not finished, lacks a prior or the snapshots asked for, holds measurements that cannot be
+            read, or the plan has what changes nothing.
     """
 
     def __init__(self, run: Run, plan: Plan) -> None:
@@ -38,15 +39,21 @@ class RunSubject:
         self.pictures = run.recipe
         self.recipe: dict[str, Any] = run.recipe.to_dict()
         self.first = FirstStage(run.load_networks(1))
-        self.sampled = [(Sampler(run, name, plan.latent_noise), self._modes(name)) for name in self._priors()]
+        names = self._priors()
+        if plan.modes and names == ("normal",):
+            raise RunError("--normalise is for fitted priors, and only the normal one is measured; leave it out")
+        if plan.latent_noise and "second-stage" not in names:
+            raise RunError("--latent-noise is the second stage's, which is not measured; leave it out")
+        self.sampled = [(Sampler(run, name, plan.latent_noise), self._modes(name)) for name in names]
         self.snapshots = found(run) if plan.snapshots else []
+        _ = run.metrics  # what cannot be read cannot be added to
 
     def _priors(self) -> tuple[str, ...]:
         here = priors.available(self.run)
         for name in self.plan.priors:
             if name not in here:
                 raise RunError(f"{self.run.path} has no prior {name!r}; it has {', '.join(here)}")
-        return self.plan.priors or here
+        return tuple(dict.fromkeys(self.plan.priors)) or here
 
     def _modes(self, prior: str) -> tuple[str, ...]:
         """Return the latent normalisations of a prior.
