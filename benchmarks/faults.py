@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -223,6 +224,22 @@ def burst(soak: Soak) -> None:
             ledger.note("bursts")
 
 
+def ignore(soak: Soak) -> None:
+    """Take all the room for streams that nobody reads, and hold it until the server ends them for others."""
+    rng = random.Random("ignore")
+    while not soak.calm.wait(rng.uniform(2, 10)):
+        with ExitStack() as stack:
+            before = measured(soak)["stalled_readers"]
+            for seed in range(SHARES):
+                channel = grpc.insecure_channel(soak.address, [("grpc.use_local_subchannel_pool", 1)])
+                stub = rpc.SamplingServiceStub(stack.enter_context(channel))
+                stub.SampleStream(wire.SampleStreamRequest(range=wire.Range(seed=seed, count=2**40)))
+            if until(lambda: soak.calm.is_set() or measured(soak)["stalled_readers"] > before):  # noqa: B023
+                soak.ledger.note("silent readers ended")
+            else:
+                soak.ledger.wrong("readers who read nothing kept everybody else's room")
+
+
 def turned_away(ledger: Ledger, stream: Any) -> bool:
     """Wait for a stream to begin; tell whether it was refused instead."""
     attempt = ledger.begin("burst SampleStream")
@@ -318,6 +335,8 @@ def measured(soak: Soak) -> defaultdict[str, float]:
         name = family.name.removeprefix("balancedvae_")
         for each in family.samples:
             if family.type == "gauge":
+                found[name] += each.value
+            elif name == "stalled_readers":
                 found[name] += each.value
             elif name == "model_loads":
                 found[f"{name} {each.labels['result']}"] += each.value

@@ -4,7 +4,8 @@ python benchmarks/soak.py --minutes 10                     the embedded faces
 python benchmarks/soak.py --minutes 10 --model mine.onnx   a small model makes far more requests of the same time
 
 Workers compare every picture with those that an engine made beforehand. Meanwhile readers are killed, the model's file
-is replaced by others of the same pictures and by broken ones, and bursts fill the queue. Then everything has to come to
+is replaced by others of the same pictures and by broken ones, bursts fill the queue, and readers who read nothing hold
+it. Then everything has to come to
 rest, and a SIGTERM under load has to lose nothing; nor have those to other servers, under nothing but short calls. The
 exit code is 1 if anything is not as it should be. MALLOC_ARENA_MAX and other variables reach the server.
 """
@@ -31,7 +32,7 @@ from typing import Any
 
 import click
 import numpy as np
-from faults import SHARES, SLOWEST, Known, Soak, burst, hammer, kill, measured, swap, until, work
+from faults import SHARES, SLOWEST, Known, Soak, burst, hammer, ignore, kill, measured, swap, until, work
 from ledger import lost
 
 from serve import Bundle, Client, Engine, load
@@ -46,6 +47,7 @@ FAULTS = {
     "swap": "broken files refused",
     "burst": "bursts",
     "kill": "kills while reading",
+    "ignore": "silent readers ended",
 }  # and what shows that they came
 EXPECTED = "refused "  # how the log begins where a broken file was seen
 
@@ -164,6 +166,8 @@ def main(
             "127.0.0.1:0",
             "--queue-samples",
             str(room),
+            "--stall",
+            "1",
         ]
         words += ["--listen", "127.0.0.1:0", "--device", "cpu", "--grace", "60", "--log-format", "json"]
         command = [sys.executable, "-c", "from serve.server.cli import main; main()", *words, "--log-requests"]
@@ -171,7 +175,7 @@ def main(
         try:
             soak = Soak(bundle, known, file, *listening(process, log), newest=bundle.digest)
             clients = [stack.enter_context(Client(soak.address)) for _ in range(workers)]
-            faults: list[Fault] = [(swap,), (burst,), *((kill, number) for number in range(killers))]
+            faults: list[Fault] = [(swap,), (burst,), (ignore,), *((kill, number) for number in range(killers))]
             faults = [fault for fault in faults if fault[0].__name__ not in without]
             tried = ["samples compared", *(event for fault, event in FAULTS.items() if fault not in without)]
             figures, seen = run(soak, process, clients, faults, tried, 60 * minutes)

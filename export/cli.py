@@ -13,9 +13,8 @@ from pathlib import Path
 import click
 from click_default_group import DefaultGroup
 
-from training.commands import needs, refuse
-
 from serve.card import NAME, NAME_RULE
+from training.commands import needs, refuse
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -105,7 +105,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--stall",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
-    default=30.0,
+    default=10.0,
     help="How long a reader may take nothing of a message before it has to make room for others.",
 )
 @click.option(

@@ -38,7 +38,7 @@ class Settings:
     max_requests: int = 2048
     message_bytes: int = 4 << 20
     streams: int = 1024  # a connection
-    stall: float = 30.0  # seconds
+    stall: float = 10.0  # seconds
     keepalive: float = 60.0  # seconds
     connection_idle: float = 600.0
     connection_age: float = 0.0  # 0: any
