@@ -334,9 +334,7 @@ def measured(soak: Soak) -> defaultdict[str, float]:
     for family in text_string_to_metric_families(text):
         name = family.name.removeprefix("balancedvae_")
         for each in family.samples:
-            if family.type == "gauge":
-                found[name] += each.value
-            elif name == "stalled_readers":
+            if family.type == "gauge" or name == "stalled_readers":
                 found[name] += each.value
             elif name == "model_loads":
                 found[f"{name} {each.labels['result']}"] += each.value
