@@ -65,11 +65,6 @@ class Job:
     temperature: float
     format: str
 
-    @property
-    def stop(self) -> int:
-        """The index after the last."""
-        return self.start + self.count
-
 
 @contextmanager
 def hold(out: Path) -> Iterator[None]:

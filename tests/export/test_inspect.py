@@ -173,6 +173,26 @@ def test_a_graph_that_is_none_is_said_in_one_line(
     assert_clear_error(command("export-onnx", "inspect", tmp_path / "none.onnx"), "cannot be read", why)
 
 
+def test_what_cannot_be_inferred_is_unknown(smoke_bundle: Path, tmp_path: Path) -> None:
+    """A graph for batches of four only: there are no shapes of one sample."""
+    model = onnx.load(smoke_bundle)
+    del model.graph.node[:]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 384), np.float32), "four"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 16, 16, 3]), "grid"))
+    for kind, inputs, output, more in (
+        ("Transpose", ["noise"], "turned", {}),
+        ("MatMul", ["turned", "four"], "flat", {}),
+        ("Reshape", ["flat", "grid"], "floats", {}),
+        ("Cast", ["floats"], "images", {"to": onnx.TensorProto.UINT8}),
+    ):
+        model.graph.node.append(onnx.helper.make_node(kind, inputs, [output], **more))
+    onnx.save(model, tmp_path / "odd.onnx")
+    result = command("export-onnx", "inspect", tmp_path / "odd.onnx")
+    assert result.returncode == 0, result.stderr
+    assert "unknown GFLOP" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_constants_upon_constants_take_no_time(smoke_bundle: Path) -> None:
     """Each adds the one before to itself: whoever follows every path never arrives."""
     model = onnx.load(smoke_bundle)
