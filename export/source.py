@@ -44,7 +44,7 @@ def from_run(path: Path, prior: str, normalise: str, with_latents: bool, told: M
     Args:
         path: The run directory.
         prior: One of the run's priors.
-        normalise: Latent normalisation of second-stage samples.
+        normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
         told: The card's name, and dataset, licence and notes where they are told.
 
