@@ -17,7 +17,8 @@ from training.errors import DataError
 from training.files import write_json
 from training.recipe import Recipe
 from training.run import Record, Run, save_model
-from training.stage import Execution, Schedule, StopRequest, Watcher, latent_summary, posteriors, train
+from training.stage import Execution, Schedule, Watcher, latent_summary, posteriors, train
+from training.stop import StopRequest
 
 GRID = 64  # samples in a grid
 PEAK = 255.0  # the value of a uint8 image that stands for 1
@@ -93,8 +94,12 @@ class Posteriors:
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
-    views = [dataset.images] + ([dataset.images[:, :, ::-1]] if dataset.flip else [])
-    parts = [posteriors(encoder, view[at : at + 5000], PEAK) for view in views for at in range(0, len(view), 5000)]
+    count = len(dataset)
+    parts = []
+    for mirrored in (False, True) if dataset.flip else (False,):
+        for at in range(0, count, 5000):
+            pictures = dataset.rows(np.arange(at, min(at + 5000, count)))
+            parts.append(posteriors(encoder, pictures[:, :, ::-1] if mirrored else pictures, PEAK))
     means, sds = zip(*parts, strict=True)
     return Posteriors(np.concatenate(means), np.concatenate(sds))
 
@@ -135,7 +140,7 @@ def train_two_stages(
 
     Raises:
         DataError: too few pictures for what the recipe asks.
-        Stopped: a signal came; everything is saved.
+        Stopped: a signal came, in training or after it; everything is saved.
         Diverged: a number stopped being one.
         RunError: the run directory's state does not fit.
     """
