@@ -10,7 +10,8 @@ from keras import ops
 
 from serve.noise import draw
 from training import priors
-from training.normalise import DRAWS, Normalisation, fit
+from training.errors import RunError
+from training.normalise import DRAWS, EVIDENT, Floats, Normalisation, fit, variance_loss
 from training.run import Run
 
 
@@ -54,11 +55,12 @@ def build(
         run: A finished run.
         prior: One of the run's priors (`training.priors`).
         mode: Latent normalisation, of second-stage samples only: the others have the variance they were fitted to.
+            One of MODES, or "guarded": "scalar" where the samples evidently lack variance, else "none".
         draws: Samples to fit it on.
         with_latents: Whether the latents [n, latent_dim] that the first stage decodes come out as well.
 
     Raises:
-        RunError: the run is not finished, or has no such prior.
+        RunError: the run is not finished, has no such prior, or lacks the history that "guarded" goes by.
     """
     decoder = run.load_networks(1).get_layer("decoder")
     source = priors.load(run, prior)
@@ -70,8 +72,18 @@ def build(
         source.jit_compile = False  # XLA is slower on a CPU
         generated = source.predict(draw(0, 0, draws, int(noise.shape[-1])), batch_size=1000, verbose=0)
         known = run.diagnostics
-        normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
-        latents = Affine(normalisation, name="normalise")(latents)
+        if mode == "guarded":
+            mode = "scalar" if _lost(run, generated) > EVIDENT else "none"
+        if mode != "none":
+            normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
+            latents = Affine(normalisation, name="normalise")(latents)
     source.name, decoder.name = "stage2" if prior == "second-stage" else prior, "stage1"
     images = Pixels(name="pixels")(decoder(latents))
     return keras.Model(noise, [images, latents] if with_latents else images, name="chain"), normalisation
+
+
+def _lost(run: Run, generated: Floats) -> float:
+    errors = [record["mse"] for record in run.history() if record["stage"] == 2]
+    if not errors:
+        raise RunError(f"--normalise guarded goes by the second stage's error, and {run.path} has no history of it")
+    return variance_loss(generated, run.diagnostics, errors[-1], standardised=run.recipe.first_stage != "vae")

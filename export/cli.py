@@ -87,9 +87,10 @@ def main() -> None:
 )
 @click.option(
     "--normalise",
-    type=click.Choice(("none", "scalar", "per-dimension")),
+    type=click.Choice(("none", "scalar", "per-dimension", "guarded")),
     default="scalar",
-    help="How second-stage latents get the aggregate posterior's variance.",
+    help="How second-stage latents get the aggregate posterior's variance; guarded: scalar where they evidently lack "
+    "it, by the paper's rule, else none.",
 )
 @click.option("--with-latents", is_flag=True, help="A second output, latents float32 [batch, latent_dim].")
 # What a precision may change

@@ -53,7 +53,7 @@ def from_run(
     Args:
         path: The run directory.
         prior: One of the run's priors.
-        normalise: Latent normalisation of second-stage samples.
+        normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
         told: The card's name, and dataset, licence and notes where they are told.
         say: Told what the card leaves out.

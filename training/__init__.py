@@ -4,10 +4,10 @@ The stations, in the order data meets them:
 
 pictures    `dataset` (checked, split, mapped into memory), from `sources` and `arrays` by `images`, kept in `cache`
 numbers     `recipe` (all of a run's), `recipes` (the named ones)
-the model   `networks`, `balance`, `autoencoder`
-training    `epoch` and `stage` (one stage, that survives being stopped), on several `devices`
+the model   `networks`, `balance`, `autoencoder`, with derivatives by `tangent`
+training    `epoch` and `stage` (one stage, that survives being stopped, by `stop`), on several `devices`
 the method  `twostage` (stage 1, posteriors, `priors`), latent normalisation in `normalise`
-what stays  `run` (what is written, and how), `figures` and `plots`, `board`, `progress`
+what stays  `run` (what is written; `files` says how), `figures` and `plots`, `board`, `progress`
 measuring   `evaluation`
 
 Networks and training use `keras` and `keras.ops` only, so KERAS_BACKEND=jax or torch trains as well.

@@ -10,9 +10,9 @@ from keras import ops
 
 from training import devices
 from training.balance import Balance
+from training.tangent import along
 
 LOG_2PI = math.log(2 * math.pi)
-STEP = 1e-2  # how far RAE-GP looks along a random direction of the latent space
 
 
 def xla() -> bool:
@@ -50,6 +50,7 @@ class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
         decoder: z [n, latent] -> a reconstruction shaped like x.
         peak: The value of x that stands for 1: 255 for uint8 images, 1 for latents.
         seed: Seeds the latent noise.
+        options: Keras' own: dtype, the networks' precision, has small floats' losses scaled.
     """
 
     TERMS: tuple[str, ...]
@@ -140,8 +141,8 @@ class RAE(Autoencoder):
     "l2": the squares of the decoder's kernels; "gp": |grad D(z)|^2; "none" (spectral normalisation, where it
     is wanted, is the decoder's own).
 
-    The gradient's square is taken along one random direction a sample, (|D(z + h v) - D(z)| / h)^2 with
-    v ~ N(0, I): its mean over v is the squared Frobenius norm, on any backend and without second derivatives.
+    The gradient's square is taken along one random direction a sample, |J v|^2 with v ~ N(0, I): its mean over
+    v is the squared Frobenius norm of the decoder's Jacobian J.
 
     Args:
         encoder: x -> z.
@@ -168,24 +169,25 @@ class RAE(Autoencoder):
         self.regulariser = regulariser
         self.regularisation = regularisation
 
-    def call(self, x: Any, training: bool = False) -> tuple[Any, Any]:
-        """Return (reconstruction, z)."""
+    def call(self, x: Any, training: bool = False) -> tuple[Any, ...]:
+        """Return (reconstruction, z), and with "gp" the reconstruction's derivative along a random direction."""
         z = self.encoder(self.scale(x), training=training)
-        return self.decoder(z, training=training), z
+        if self.regulariser != "gp":
+            return self.decoder(z, training=training), z
+        reconstruction, slope = along(self.decoder, z, devices.normal_like(z, self.noise), training)
+        return reconstruction, z, slope
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
-        reconstruction, z = outputs
+        reconstruction, z, *slope = outputs
         mse = ops.mean(ops.square(x - reconstruction))
         embedding = ops.mean(ops.sum(ops.square(z), axis=-1)) / 2
-        penalty = self._penalty(reconstruction, z, training)
+        penalty = self._penalty(*slope)
         return mse + self.embedding * embedding + self.regularisation * penalty, [mse, embedding, penalty]
 
-    def _penalty(self, reconstruction: Any, z: Any, training: bool) -> Any:
+    def _penalty(self, slope: Any = None) -> Any:
         if self.regulariser == "l2":
             kernels = [weight for weight in self.decoder.trainable_weights if weight.name == "kernel"]
             return sum(ops.sum(ops.square(kernel)) for kernel in kernels)
         if self.regulariser == "gp":
-            direction = devices.normal_like(z, self.noise)
-            moved = self.decoder(z + STEP * direction, training=training)
-            return ops.mean(ops.sum(ops.square((moved - reconstruction) / STEP), axis=(1, 2, 3)))
+            return ops.mean(ops.sum(ops.square(slope), axis=(1, 2, 3)))
         return ops.zeros(())

@@ -13,6 +13,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from training.files import writing
 from training.run import Record, Run
 from training.stage import Schedule, Watcher
 
@@ -32,6 +33,7 @@ class Board:
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.folder = run.path / "tensorboard"
         self.writer: EventsWriter | None = None
 
     def __enter__(self) -> Board:
@@ -41,30 +43,35 @@ class Board:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.writer is not None and kind is None:  # every epoch was flushed; a full disk is told once
-            self.writer.close()
+            with writing(self.folder):
+                self.writer.close()
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
         """Do nothing: what is shown are an epoch's means."""
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        """Write a record, which the run's history has as its last."""
-        if self.writer is None:
-            records, self.writer = self.run.history(), self._anew()
-        else:
-            records = [record]
-        for each in records:
-            for part in self._summaries(each):
-                self._write(summary=part, step=each["images"])
-        self.writer.flush()
+        """Write a record, which the run's history has as its last.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        with writing(self.folder):
+            if self.writer is None:
+                records, self.writer = self.run.history(), self._anew()
+            else:
+                records = [record]
+            for each in records:
+                for part in self._summaries(each):
+                    self._write(summary=part, step=each["images"])
+            self.writer.flush()
 
     def _anew(self) -> EventsWriter:
         """Return a writer to the only file of events; a TensorBoard that has read an older one drops what it read."""
-        folder = self.run.path / "tensorboard"
-        folder.mkdir(exist_ok=True)
-        for path in folder.glob("events.out.tfevents.*"):
+        self.folder.mkdir(exist_ok=True)
+        for path in self.folder.glob("events.out.tfevents.*"):
             path.unlink()
         # Not SummaryWriter: its thread would keep a full disk to itself.
-        self.writer = EventsWriter(str(folder / "events"))
+        self.writer = EventsWriter(str(self.folder / "events"))
         self._write(session_log=SessionLog(status=SessionLog.START), step=0)
         return self.writer
 

@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from training.errors import DataError
+from training.files import install, make_folder
 from training.images import SPLITS, Pixels
 
 _TRAILER = struct.Struct("<Q16s8s")
@@ -118,8 +119,7 @@ class Cache:
             text = json.dumps(facts).encode()
             file.write(text + _TRAILER.pack(len(text), _digest(text).digest(), _MAGIC))
             file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the name without the bytes
-            os.replace(file.name, self._path(key))
+            install(Path(file.name), self._path(key))
         stored = self.get(key, shape)
         if stored is None:
             raise DataError(f"what was written to {self.folder} cannot be read again; choose another with --cache")
@@ -153,7 +153,7 @@ class Cache:
         with contextlib.suppress(DataError), self._writing() as file:
             file.write(_digest(result).digest() + result)
             file.flush()
-            os.replace(file.name, note)
+            install(Path(file.name), note)
         return result
 
     def digest(self, path: Path, offset: int = 0, length: int | None = None) -> str:
@@ -182,7 +182,7 @@ class Cache:
         """
         name = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             self._sweep()
             with tempfile.NamedTemporaryFile("w+b", dir=self.folder, prefix=".part-", delete=False) as file:
                 name = Path(file.name)

@@ -102,7 +102,7 @@ def main(
     train-vae --recipe rae-l2-celeba --data celeba/ --out runs/rae --set priors=gmm,second-stage
 
     Ctrl-C or SIGTERM saves and ends; the same command resumes. KERAS_BACKEND chooses tensorflow
-    (default), jax or torch.
+    (default), jax or torch, once for all of a run.
     """
     from training.dataset import load
     from training.progress import reading
@@ -126,8 +126,8 @@ def main(
         _train(resolved, splits, out, save_every, steps_per_execution, devices)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(f"cannot write to {out}: {error.strerror or error}") from None
+    except OSError as error:  # whatever writes or reads says what itself; this is the rest
+        raise click.ClickException(f"cannot use {error.filename or out}: {error.strerror or error}") from None
     click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)
 
 
@@ -138,7 +138,8 @@ def _train(
     from training.board import Board, Watchers
     from training.progress import Watch
     from training.run import Run
-    from training.stage import Execution, Stopped, StopRequest
+    from training.stage import Execution
+    from training.stop import Stopped, StopRequest
     from training.twostage import train_two_stages
 
     execution = Execution(save_every, steps_per_execution, wanted)

@@ -48,9 +48,12 @@ class _File:
         if hasattr(os, "posix_fadvise"):
             for place in places:
                 os.posix_fadvise(self.file.fileno(), place, rows.shape[1], os.POSIX_FADV_WILLNEED)
-        for row, place in zip(rows, places, strict=True):
-            if os.preadv(self.file.fileno(), [row.data], place) != len(row):
-                raise OSError(f"{self.file.name} was cut short while it was in use")
+        try:
+            read = [os.preadv(self.file.fileno(), [row.data], place) for row, place in zip(rows, places, strict=True)]
+        except OSError as error:
+            raise DataError(f"cannot read {self.file.name}: {why(error)}") from None
+        if read != [len(row) for row in rows]:
+            raise DataError(f"cannot read {self.file.name}: it was cut short while it was in use")
         return pictures
 
 
@@ -89,9 +92,17 @@ class Dataset:
             digest.update(np.ascontiguousarray(self.images[at : at + 1000]).data)
         return digest.hexdigest()
 
+    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+        """Return the pictures at `indices`.
+
+        Raises:
+            DataError: their file can no longer be read.
+        """
+        return self._file.rows(indices) if self._file else self.images[indices]
+
     def batch(self, indices: npt.NDArray[np.intp], rng: np.random.Generator) -> Pixels:
-        """Return the pictures at `indices`, each mirrored at even odds when flips belong to the data."""
-        images = self._file.rows(indices) if self._file else self.images[indices]
+        """Return the pictures at `indices`, as `rows`, each mirrored at even odds when flips belong to the data."""
+        images = self.rows(indices)
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
             images[mirrored] = images[mirrored, :, ::-1]

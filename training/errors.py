@@ -17,5 +17,9 @@ class RunError(TrainingError):
     """A run directory belongs to something else or is not complete."""
 
 
+class WriteError(TrainingError):
+    """A file cannot be written: a full disk, a missing permission. What was there before is kept."""
+
+
 class Diverged(TrainingError):
     """A number of the training stopped being one. What was saved before is kept."""

@@ -49,10 +49,10 @@ def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
         plots.along_first_epoch(folder / "figure6.png", run.history("trace"))
         plots.along_training(folder / "figure7.png", [record for record in records if record["stage"] == 1])
 
-    shown = (splits.validation or splits.train).images
-    reconstructions(run.path / "samples" / "reconstructions.png", networks, shown[_spread(len(shown), PAIRS)])
-    train = splits.train.images
-    interpolations(run.path / "samples" / "interpolations.png", networks, train[_spread(len(train), 2 * ROWS)])
+    shown, train = splits.validation or splits.train, splits.train
+    reconstructions(run.path / "samples" / "reconstructions.png", networks, shown.rows(_spread(len(shown), PAIRS)))
+    ends = train.rows(_spread(len(train), 2 * ROWS))
+    interpolations(run.path / "samples" / "interpolations.png", networks, ends)
 
 
 def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:

@@ -1,8 +1,9 @@
 """The networks of both stages, as in figure 1 of the paper (the ResNet of Dai & Wipf 2019).
 
 A variational encoder gives (mean, log_sd) of the posterior, a deterministic one the latent; every decoder
-gives a reconstruction. Heads compute in float32 whatever the precision policy, so that losses and pixels
-never lose range.
+gives a reconstruction. Layers compute in the precision and are drawn from the seed that the recipe says, and
+from no setting of the process. Heads compute in float32 whatever the precision, so that losses and pixels never
+lose range; so does all of stage 2, which is small.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers
 
 from training.recipe import Recipe
@@ -25,12 +27,27 @@ def _bare(layer: layers.Layer) -> layers.Layer:
 
 
 def _spectral(layer: layers.Layer) -> layers.Layer:
-    return layers.SpectralNormalization(layer, name=layer.name)
+    return layers.SpectralNormalization(layer, name=layer.name, dtype=layer.dtype_policy)
+
+
+def _network(inputs: Any, outputs: Any, name: str, *seed: int) -> keras.Model:
+    """Return a network with its kernels, and where spectral norms start from, drawn from a seed of its own."""
+    network = keras.Model(inputs, outputs, name=name)
+    rng = np.random.default_rng([*seed, *name.encode()])
+    for weight in network.weights:
+        if weight.name in ("kernel", "vector_u"):
+            weight.assign(keras.initializers.GlorotUniform(int(rng.integers(2**31)))(weight.shape))
+    return network
 
 
 def _options(recipe: Recipe, l2: float) -> dict[str, Any]:
     regularizer = keras.regularizers.L2(l2) if l2 else None
-    return {"kernel_size": recipe.kernel, "padding": "same", "kernel_regularizer": regularizer}
+    return {
+        "kernel_size": recipe.kernel,
+        "padding": "same",
+        "kernel_regularizer": regularizer,
+        "dtype": recipe.precision,
+    }
 
 
 def _conv(width: int, recipe: Recipe, name: str, l2: float = 0.0, strides: int = 1) -> layers.Layer:
@@ -39,15 +56,16 @@ def _conv(width: int, recipe: Recipe, name: str, l2: float = 0.0, strides: int =
 
 def _scale_block(x: Any, width: int, recipe: Recipe, name: str, l2: float = 0.0, wrap: Wrap = _bare) -> Any:
     """`blocks_per_scale` residual blocks: (batch norm, ReLU, conv) x depth, plus a convolved shortcut."""
+    dtype, momentum = recipe.precision, recipe.batch_norm_momentum
     for block in range(recipe.blocks_per_scale):
         y = x
         for depth in range(recipe.depth_per_block):
             at = f"{name}_{block}_{depth}"
-            y = layers.BatchNormalization(momentum=recipe.batch_norm_momentum, epsilon=1e-5, name=f"{at}_norm")(y)
-            y = layers.ReLU(name=f"{at}_relu")(y)
+            y = layers.BatchNormalization(momentum=momentum, epsilon=1e-5, dtype=dtype, name=f"{at}_norm")(y)
+            y = layers.ReLU(dtype=dtype, name=f"{at}_relu")(y)
             y = wrap(_conv(width, recipe, f"{at}_conv", l2))(y)
         shortcut = wrap(_conv(width, recipe, f"{name}_{block}_shortcut", l2))(x)
-        x = layers.Add(name=f"{name}_{block}_add")([y, shortcut])
+        x = layers.Add(dtype=dtype, name=f"{name}_{block}_add")([y, shortcut])
     return x
 
 
@@ -61,21 +79,22 @@ def _posterior(x: Any, latent_dim: int) -> list[Any]:
 def image_encoder(recipe: Recipe) -> keras.Model:
     """Stage 1's encoder: images [n, side, side, channels] in [0, 1] -> mean, log_sd or latent, [n, latent_dim]."""
     images = keras.Input((recipe.side, recipe.side, recipe.channels), name="images")
-    width = recipe.base_dim
+    width, dtype = recipe.base_dim, recipe.precision
     x = _conv(width, recipe, "stem")(images)
     for scale in range(recipe.num_scale):
         x = _scale_block(x, width, recipe, f"scale{scale}")
         if scale < recipe.num_scale - 1:
             width *= 2
             x = _conv(width, recipe, f"down{scale}", recipe.l2_down, strides=2)(x)
-    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.GlobalAveragePooling2D(dtype=dtype, name="pool")(x)
     y = x
     for depth in range(2):
-        y = layers.ReLU(name=f"fc_{depth}_relu")(y)
-        y = layers.Dense(recipe.fc_dim, name=f"fc_{depth}")(y)
-    x = layers.Add(name="fc_add")([y, layers.Dense(recipe.fc_dim, name="fc_shortcut")(x)])
+        y = layers.ReLU(dtype=dtype, name=f"fc_{depth}_relu")(y)
+        y = layers.Dense(recipe.fc_dim, dtype=dtype, name=f"fc_{depth}")(y)
+    shortcut = layers.Dense(recipe.fc_dim, dtype=dtype, name="fc_shortcut")(x)
+    x = layers.Add(dtype=dtype, name="fc_add")([y, shortcut])
     statistics = _posterior(x, recipe.latent_dim)
-    return keras.Model(images, statistics if recipe.first_stage == "vae" else statistics[:1], name="encoder")
+    return _network(images, statistics if recipe.first_stage == "vae" else statistics[:1], "encoder", recipe.seed, 1)
 
 
 def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
@@ -85,40 +104,41 @@ def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
         recipe: Gives the sizes.
         spectral: Whether every kernel is divided by its spectral norm as it trains (RAE-SN).
     """
-    wrap = _spectral if spectral else _bare
+    wrap, dtype = _spectral if spectral else _bare, recipe.precision
     latents = keras.Input((recipe.latent_dim,), name="latents")
 
     def width(side: int) -> int:
         return min(recipe.base_dim * recipe.side // side, WIDEST)
 
     side = 2
-    x = wrap(layers.Dense(side * side * width(side), name="stem"))(latents)
-    x = layers.Reshape((side, side, width(side)), name="grid")(x)
+    x = wrap(layers.Dense(side * side * width(side), dtype=dtype, name="stem"))(latents)
+    x = layers.Reshape((side, side, width(side)), dtype=dtype, name="grid")(x)
     while side < recipe.side:
         side *= 2
         up = layers.Conv2DTranspose(width(side), strides=2, name=f"up{side}", **_options(recipe, recipe.l2_up))
         x = _scale_block(wrap(up)(x), width(side), recipe, f"scale{side}", recipe.l2_scale, wrap)
     x = wrap(_conv(recipe.channels, recipe, "pixels"))(x)
     x = layers.Activation("sigmoid", dtype="float32", name="images")(x)
-    return keras.Model(latents, x, name="decoder")
+    return _network(latents, x, "decoder", recipe.seed, 1)
 
 
 def _dense_stack(x: Any, recipe: Recipe) -> Any:
     """`second_depth` dense ReLU layers, then what came in beside what came out."""
     y = x
     for depth in range(recipe.second_depth):
-        y = layers.Dense(recipe.second_dim, activation="relu", name=f"dense_{depth}")(y)
-    return layers.Concatenate(name="skip")([x, y])
+        y = layers.Dense(recipe.second_dim, activation="relu", dtype="float32", name=f"dense_{depth}")(y)
+    return layers.Concatenate(dtype="float32", name="skip")([x, y])
 
 
 def latent_encoder(recipe: Recipe) -> keras.Model:
     """Stage 2's encoder: latents [n, latent_dim] -> mean, log_sd, each [n, latent_dim]."""
     latents = keras.Input((recipe.latent_dim,), name="latents")
-    return keras.Model(latents, _posterior(_dense_stack(latents, recipe), recipe.latent_dim), name="encoder")
+    posterior = _posterior(_dense_stack(latents, recipe), recipe.latent_dim)
+    return _network(latents, posterior, "encoder", recipe.seed, 2)
 
 
 def latent_decoder(recipe: Recipe) -> keras.Model:
     """Stage 2's decoder: noise [n, latent_dim] -> latents [n, latent_dim]."""
     noise = keras.Input((recipe.latent_dim,), name="noise")
     latents = layers.Dense(recipe.latent_dim, dtype="float32", name="latents")(_dense_stack(noise, recipe))
-    return keras.Model(noise, latents, name="decoder")
+    return _network(noise, latents, "decoder", recipe.seed, 2)

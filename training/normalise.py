@@ -4,6 +4,10 @@ A VAE's samples vary less than its data, so stage 1's decoder would see latents 
 (the paper, last row of its results). The paper rescales each batch by its own statistics; a service
 cannot, as a sample would then depend on its neighbours. Here the constants are fitted once, on many
 samples, and stored.
+
+The paper's factor is the root of the aggregate posterior's mean variance over the mean *deviation* of generated
+latents. The two are of one kind only where all deviations are the same: of latents that have the right variance
+already, with deviations .3, .5, 1 and 2, it would make 1.22 times as much. Here both are roots of mean variances.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import numpy.typing as npt
 
 MODES = ("none", "scalar", "per-dimension")
 DRAWS = 100_000
+EVIDENT = 0.25  # loss of variance above which the paper's code normalises
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,19 +54,35 @@ def fit(mode: str, latents: Floats, mean: list[float], variance: list[float]) ->
     """Fit the constants that take generated latents to the aggregate posterior.
 
     Args:
-        mode: "none"; "scalar", the paper's: one factor, the root of the mean variance over the mean
-            deviation of generated latents; "per-dimension": every latent's mean and deviation matched.
+        mode: "none"; "scalar": one factor, which gives generated latents the aggregate posterior's mean
+            variance; "per-dimension": every latent's mean and deviation matched.
         latents: Generated latents, float32 [draws, latent_dim].
         mean: The aggregate posterior's mean, latent by latent.
         variance: The aggregate posterior's variance, latent by latent.
     """
     wanted_mean, wanted_variance = np.array(mean), np.array(variance)
     size = latents.shape[1]
-    deviation = latents.std(axis=0, dtype=np.float64)
+    generated = np.maximum(latents.var(axis=0, dtype=np.float64), 1e-12)
     scale, shift = np.ones(size), np.zeros(size)
     if mode == "scalar":
-        scale = np.full(size, np.sqrt(wanted_variance.mean()) / deviation.mean())
+        scale = np.full(size, np.sqrt(wanted_variance.mean() / generated.mean()))
     elif mode == "per-dimension":
-        scale = np.sqrt(wanted_variance) / np.maximum(deviation, 1e-6)
+        scale = np.sqrt(wanted_variance / generated)
         shift = wanted_mean - latents.mean(axis=0, dtype=np.float64) * scale
     return Normalisation(mode, scale.astype(np.float32), shift.astype(np.float32), len(latents))
+
+
+def variance_loss(latents: Floats, known: dict[str, Any], error: float, standardised: bool) -> float:
+    """Return by how much generated latents vary less than the posteriors' means, in units of stage 2's own error.
+
+    (mean_i Var[mean_i] - mean_i Var[z_i]) / mse: the paper's code normalises where this is above EVIDENT.
+
+    Args:
+        latents: Generated latents, float32 [draws, latent_dim].
+        known: The run's diagnostics.
+        error: Stage 2's last mse.
+        standardised: Whether stage 2 was trained on standardised latents, and the mse is in their units.
+    """
+    total, inside = np.array(known["aggregate_variance"]), np.array(known["posterior_variance"])
+    lost = total - inside - latents.var(axis=0, dtype=np.float64)
+    return float(np.mean(lost / total if standardised else lost) / error)

@@ -85,8 +85,8 @@ def gmm(weights: Floats, means: Floats, covariances: Floats) -> keras.Model:
     above = layers.Dense(count - 1, dtype="float32", name="quantiles")
     chosen = layers.Dense(count, dtype="float32", name="component")
     passed = ops.cast(ops.greater(above(noise[:, size:]), 0.0), "float32")
-    mask = layers.Reshape((count, 1))(chosen(passed))
-    samples = layers.Reshape((count, size))(every(noise[:, :size]))
+    mask = layers.Reshape((count, 1), dtype="float32")(chosen(passed))
+    samples = layers.Reshape((count, size), dtype="float32")(every(noise[:, :size]))
     model = keras.Model(noise, ops.sum(mask * samples, axis=1), name="gmm")
 
     factors = np.linalg.cholesky(covariances)  # [K, L, L]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,12 +139,14 @@ class Recipe:
         for key in _BELOW_ONE:
             if getattr(self, key) >= 1:
                 raise RecipeError(f"{key} must be below 1. Received: {getattr(self, key)}")
+        if self.seed >= 2**32:  # what scikit-learn takes, and Keras
+            raise RecipeError(f"seed must be below 2**32. Received: {self.seed}")
 
     def set(self, assignments: Iterable[str]) -> Recipe:
         """Return the recipe with `key=value` assignments applied.
 
         Raises:
-            RecipeError: an unknown key, or a value of another type.
+            RecipeError: an unknown key, a value of another type, or a setting that this recipe does not read.
         """
         types = typing.get_type_hints(Recipe)
         changes: dict[str, Any] = {}
@@ -155,7 +157,11 @@ class Recipe:
                 hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
                 raise RecipeError(f"--set takes KEY=VALUE with a recipe's setting{hint} Received: {assignment!r}")
             changes[key] = _parse(key, types[key], text)
-        return dataclasses.replace(self, **changes)
+        changed = dataclasses.replace(self, **changes)
+        for key in changes:
+            if key in _READ_WITH and not _READ_WITH[key][1](changed):
+                raise RecipeError(f"{key} changes nothing in this recipe: it counts with {_READ_WITH[key][0]}")
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
@@ -186,6 +192,47 @@ _CHOICES = {
     "balance": BALANCES,
     "balance2": BALANCES,
     "priors": PRIORS,
+}
+
+
+def _balanced(recipe: Recipe) -> set[str]:
+    """Return the balance policies that are at work."""
+    first = {recipe.balance} if _variational(recipe) else set()
+    return first | ({recipe.balance2} if _second(recipe) else set())
+
+
+def _variational(recipe: Recipe) -> bool:
+    return recipe.first_stage == "vae"
+
+
+def _second(recipe: Recipe) -> bool:
+    return "second-stage" in recipe.priors
+
+
+# What a setting needs to be read, in words and as a test. Named recipes may hold values that theirs does not read;
+# somebody who sets one means something by it.
+_Reads = tuple[str, Callable[[Recipe], bool]]
+_SECOND: _Reads = ("second-stage among priors", _second)
+_COMPUTED: _Reads = ("a stage whose balance is computed", lambda recipe: "computed" in _balanced(recipe))
+_READ_WITH: dict[str, _Reads] = {
+    "balance": ("first_stage=vae", _variational),
+    "kl_weight": ("first_stage=vae", _variational),
+    "gamma": (
+        "first_stage=vae and balance=fixed or annealed",
+        lambda recipe: _variational(recipe) and recipe.balance in ("fixed", "annealed"),
+    ),
+    "gamma2": (
+        "second-stage among priors and balance2=fixed or annealed",
+        lambda recipe: _second(recipe) and recipe.balance2 in ("fixed", "annealed"),
+    ),
+    "balance_momentum": _COMPUTED,
+    "balance_minimum": _COMPUTED,
+    "anneal_epochs": ("a stage whose balance is annealed", lambda recipe: "annealed" in _balanced(recipe)),
+    "embedding": ("first_stage=rae-l2, rae-gp or rae-sn", lambda recipe: recipe.first_stage.startswith("rae-")),
+    "regularisation": ("first_stage=rae-l2 or rae-gp", lambda recipe: recipe.first_stage in ("rae-l2", "rae-gp")),
+    "l2_down": ("num_scale of 2 or more", lambda recipe: recipe.num_scale > 1),
+    "gmm_components": ("gmm among priors", lambda recipe: "gmm" in recipe.priors),
+    **dict.fromkeys(("balance2", "second_dim", "second_depth", "epochs2", "lr2", "halve_every2"), _SECOND),
 }
 
 

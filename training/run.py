@@ -1,6 +1,6 @@
-"""The run directory: everything a training run leaves behind, written so that a kill loses nothing.
+"""The run directory: everything a training run leaves behind, written so that neither a kill nor a power cut loses it.
 
-config.json       the recipe as run, the data's identity, versions
+config.json       the recipe as run, the data's identity, the backend, versions
 stage1.keras      encoder and decoder of stage 1 (plain Keras layers: loads without this package)
 stage2.keras      the same of stage 2
 prior-NAME.keras  an ex-post density: noise -> latents
@@ -29,7 +29,7 @@ import keras
 import numpy as np
 
 from training.errors import RunError
-from training.files import replacing, write_json
+from training.files import append_line, make_folder, replacing, write_json, writing
 from training.recipe import Recipe
 
 Record = dict[str, Any]
@@ -99,8 +99,9 @@ class Run:
             data: Identity of the pictures (their count and digest).
 
         Raises:
-            RunError: the folder holds a run of another recipe or other pictures, or something else, or another
-                process is training in it.
+            RunError: the folder holds a run of another recipe, other pictures or another backend, or something
+                else, or another process is training in it.
+            WriteError: it cannot be written to.
         """
         ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
         if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -111,7 +112,7 @@ class Run:
                 self._check_same(recipe, data)
             else:
                 versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
-                config = {"recipe": recipe.to_dict(), "data": data, "versions": versions}
+                config = {"recipe": recipe.to_dict(), "data": data, "backend": _backend(), "versions": versions}
                 write_json(self.path / "config.json", config)
             yield
 
@@ -127,8 +128,10 @@ class Run:
             RunError: another process holds it, and there is a refusal.
         """
         path = self.path / "state" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        with writing(self.path, path.parent, path):
+            make_folder(path.parent)
+            file = path.open("w")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
             except BlockingIOError:
@@ -145,11 +148,16 @@ class Run:
                 )
         if self.config["data"] != data:
             raise RunError(f"{self.path} was trained on other pictures than --data holds; choose another --out")
+        # Backends draw other noise and round otherwise: the rest of a run would not be the one it was stopped in.
+        if (backend := self.config.get("backend", _backend())) != _backend():
+            raise RunError(
+                f"{self.path} is trained with KERAS_BACKEND={backend}; set that to go on with it, or choose another "
+                f"--out. Received: {_backend()}"
+            )
 
     def append(self, record: Record, name: str = "history") -> None:
-        """Add a record to history.jsonl, an epoch's, or to trace.jsonl."""
-        with (self.path / f"{name}.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a record to history.jsonl, an epoch's, or to trace.jsonl, before a state that counts on it is saved."""
+        append_line(self.path / f"{name}.jsonl", json.dumps(record))
 
     def history(self, name: str = "history") -> list[Record]:
         """Return the records of all epochs, or of the trace."""
@@ -224,7 +232,7 @@ class Run:
 
     def finish(self, stage: int, networks: keras.Model) -> None:
         """Write a finished stage's encoder and decoder, and drop the state it no longer needs."""
-        save_model(self.network_path(stage), networks)
+        save_model(self.network_path(stage), networks)  # on the disk, before the state goes
         self._state(stage).unlink(missing_ok=True)
 
     def load_networks(self, stage: int) -> keras.Model:
@@ -236,8 +244,12 @@ class Run:
         return load_model(self.network_path(stage))
 
 
+def _backend() -> str:
+    return str(keras.backend.backend())
+
+
 def save_model(path: Path, model: keras.Model) -> None:
-    """Write a model of stock Keras layers, atomically."""
+    """Write a model of stock Keras layers, as `replacing` does."""
     with replacing(path) as part:
         model.save(part)
 

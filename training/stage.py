@@ -8,12 +8,8 @@ change no result.
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Protocol
 
 import keras
@@ -25,6 +21,7 @@ from training.autoencoder import Autoencoder, xla
 from training.epoch import Epoch
 from training.errors import Diverged
 from training.run import Record, Run
+from training.stop import Stopped, StopRequest
 
 LOOK_EVERY = 1.0  # seconds between looks at whether all numbers are numbers: each waits for the device
 TRACED = 40  # points of the first epoch at which the latents' variances are kept (figure 6)
@@ -87,36 +84,6 @@ class Watcher(Protocol):
     def epoch(self, schedule: Schedule, record: Record) -> None: ...
 
 
-class StopRequest:
-    """Whether SIGINT or SIGTERM has come. A second signal ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals for the length of a block."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-
-
-class Stopped(Exception):
-    """Training was asked to stop and has saved; `signal` says by what."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.signal = number
-
-
 def train(
     model: Autoencoder,
     data: Data,
@@ -154,30 +121,37 @@ def train(
 
     traced = _traced(steps) if schedule.stage == 1 else []
     saved = time.monotonic()
-    while at["epoch"] < schedule.epochs:
-        began = time.monotonic()
-        end = next((step for step in traced if step > at["step"]), steps) if at["epoch"] == 0 else steps
-        piece = _Piece(schedule, at, size, watcher, stop, until=saved + execution.save_every)
-        epoch = Epoch(schedule.items, size, data.batch, schedule.seed + schedule.stage, at["epoch"], at["step"], end)
-        logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
-        _check(model, int(logs["blown"][-1]), schedule, at, run)
-        for name, values in logs.items():
-            at["sums"][name] = at["sums"].get(name, 0.0) + values[-1] * piece.steps
-        at["step"] += piece.steps
-        at["seconds"] += time.monotonic() - began
-        if at["epoch"] == 0 and at["step"] in traced:
-            run.append({"step": at["step"], "latent_variance": _variance(model, data, schedule, 200)}, "trace")
-        if at["step"] == steps:
-            record = _record(model, data, schedule, at, steps * size, validation)
-            run.append(record)
-            watcher.epoch(schedule, record)
-            at = {"epoch": at["epoch"] + 1, "step": 0, "sums": {}, "seconds": 0.0}
-        if stop.signal is not None or time.monotonic() > saved + execution.save_every or at["epoch"] == schedule.epochs:
-            _check_weights(variables, schedule, at, run)
-            run.save_state(schedule.stage, variables, at)
-            saved = time.monotonic()
-        if stop.signal is not None:
-            raise Stopped(stop.signal)
+    with stop.deferring():
+        while at["epoch"] < schedule.epochs:
+            began = time.monotonic()
+            end = next((step for step in traced if step > at["step"]), steps) if at["epoch"] == 0 else steps
+            piece = _Piece(schedule, at, size, watcher, stop, until=saved + execution.save_every)
+            epoch = Epoch(
+                schedule.items, size, data.batch, schedule.seed + schedule.stage, at["epoch"], at["step"], end
+            )
+            logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
+            _check(model, int(logs["blown"][-1]), schedule, at, run)
+            for name, values in logs.items():
+                at["sums"][name] = at["sums"].get(name, 0.0) + values[-1] * piece.steps
+            at["step"] += piece.steps
+            at["seconds"] += time.monotonic() - began
+            if at["epoch"] == 0 and at["step"] in traced:
+                run.append({"step": at["step"], "latent_variance": _variance(model, data, schedule, 200)}, "trace")
+            if at["step"] == steps:
+                record = _record(model, data, schedule, at, steps * size, validation)
+                run.append(record)
+                watcher.epoch(schedule, record)
+                at = {"epoch": at["epoch"] + 1, "step": 0, "sums": {}, "seconds": 0.0}
+            if (
+                stop.signal is not None
+                or time.monotonic() > saved + execution.save_every
+                or at["epoch"] == schedule.epochs
+            ):
+                _check_weights(variables, schedule, at, run)
+                run.save_state(schedule.stage, variables, at)
+                saved = time.monotonic()
+            if stop.signal is not None:
+                raise Stopped(stop.signal)
 
 
 def _traced(steps: int) -> list[int]:

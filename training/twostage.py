@@ -17,7 +17,8 @@ from training.errors import DataError
 from training.files import write_json
 from training.recipe import Recipe
 from training.run import Record, Run, save_model
-from training.stage import Execution, Schedule, StopRequest, Watcher, latent_summary, posteriors, train
+from training.stage import Execution, Schedule, Watcher, latent_summary, posteriors, train
+from training.stop import StopRequest
 
 GRID = 64  # samples in a grid
 PEAK = 255.0  # the value of a uint8 image that stands for 1
@@ -25,21 +26,17 @@ PEAK = 255.0  # the value of a uint8 image that stands for 1
 
 def image_autoencoder(recipe: Recipe, steps: int = 1) -> Autoencoder:
     """Return stage 1 over uint8 images, variational or deterministic; `steps` is the minibatches an epoch."""
-    keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(recipe.precision)
     kind, _, regulariser = recipe.first_stage.partition("-")
     encoder, decoder = networks.image_encoder(recipe), networks.image_decoder(recipe, spectral=regulariser == "sn")
+    options = {"peak": PEAK, "seed": recipe.seed, "dtype": recipe.precision}
     if kind == "vae":
-        balance = policy(recipe, 1, steps)
-        return VAE(encoder, decoder, balance, kl_weight=recipe.k, peak=PEAK, seed=recipe.seed)
+        return VAE(encoder, decoder, policy(recipe, 1, steps), kl_weight=recipe.k, **options)
     embedding = recipe.embedding if kind == "rae" else 0.0
-    return RAE(encoder, decoder, embedding, regulariser, recipe.regularisation, peak=PEAK, seed=recipe.seed)
+    return RAE(encoder, decoder, embedding, regulariser, recipe.regularisation, **options)
 
 
 def latent_vae(recipe: Recipe, steps: int = 1) -> VAE:
-    """Return stage 2: a VAE over stage 1's latents. It is small: float32 whatever stage 1 computes in."""
-    keras.utils.set_random_seed(recipe.seed + 1)
-    keras.config.set_dtype_policy("float32")
+    """Return stage 2: a VAE over stage 1's latents."""
     balance = policy(recipe, 2, steps)
     return VAE(networks.latent_encoder(recipe), networks.latent_decoder(recipe), balance, seed=recipe.seed)
 
@@ -97,8 +94,12 @@ class Posteriors:
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
-    views = [dataset.images] + ([dataset.images[:, :, ::-1]] if dataset.flip else [])
-    parts = [posteriors(encoder, view[at : at + 5000], PEAK) for view in views for at in range(0, len(view), 5000)]
+    count = len(dataset)
+    parts = []
+    for mirrored in (False, True) if dataset.flip else (False,):
+        for at in range(0, count, 5000):
+            pictures = dataset.rows(np.arange(at, min(at + 5000, count)))
+            parts.append(posteriors(encoder, pictures[:, :, ::-1] if mirrored else pictures, PEAK))
     means, sds = zip(*parts, strict=True)
     return Posteriors(np.concatenate(means), np.concatenate(sds))
 
@@ -139,7 +140,7 @@ def train_two_stages(
 
     Raises:
         DataError: too few pictures for what the recipe asks.
-        Stopped: a signal came; everything is saved.
+        Stopped: a signal came, in training or after it; everything is saved.
         Diverged: a number stopped being one.
         RunError: the run directory's state does not fit.
     """
@@ -204,7 +205,6 @@ def in_units_of(vae: VAE, centre: Floats, spread: Floats) -> None:
 def _plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
     """Return stage 1's networks as they are kept: float32, and without what spectral normalisation needs."""
     like = image_autoencoder(replace(recipe, precision="float32", first_stage=_UNWRAPPED[type(model)]))
-    keras.config.set_dtype_policy(recipe.precision)
     for ours, theirs in ((like.encoder, model.encoder), (like.decoder, model.decoder)):
         for layer in ours.layers:
             trained = theirs.get_layer(layer.name)

@@ -32,6 +32,7 @@ from serve.card import Card
 from serve.engine import Engine
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
+from training.errors import RunError
 from training.evaluation.cli import main as evaluate_vae
 from training.evaluation.compare import read
 from training.normalise import Normalisation, fit
@@ -103,13 +104,29 @@ def test_normalisation_gives_samples_the_aggregates_moments() -> None:
     moved = latents * each.scale + each.shift
     np.testing.assert_allclose(moved.mean(axis=0), mean, atol=1e-3)
     np.testing.assert_allclose(moved.var(axis=0), variance, rtol=1e-3)
-    even = (latents - latents.mean(axis=0)) / latents.std(axis=0) * np.float32(0.6)
-    one = fit("scalar", even, mean, variance)
-    assert len(set(one.scale.tolist())) == 1
-    moved = even * one.scale + one.shift
-    np.testing.assert_allclose(moved.var(axis=0), np.mean(variance), rtol=1e-3)
-    np.testing.assert_allclose(moved.mean(axis=0), 0, atol=1e-3)  # nothing is shifted
+    one = fit("scalar", latents, mean, variance)
+    assert (latents * one.scale).var(axis=0).mean() == pytest.approx(np.mean(variance), rel=1e-4)
+    assert not one.shift.any()
     assert np.all(fit("none", latents, mean, variance).scale == 1)
+
+
+def test_guarded_normalisation_is_for_runs_that_lost_variance(smoke_run: Path, tmp_path: Path) -> None:
+    """The paper's rule, on this run with another last error of stage 2: much or little beside the same loss."""
+    run = Run(tmp_path / "run")
+    shutil.copytree(smoke_run, run.path)
+    *others, last = run.history()
+    assert last["stage"] == 2
+    modes = []
+    for mse in (1e-6, 1e6):
+        lines = [*others, {**last, "mse": mse}]
+        (run.path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        _, constants = build(run, "second-stage", "guarded", draws=1000)
+        modes.append(constants.mode)
+    assert modes == ["scalar", "none"]
+    assert constants.card() == {"mode": "none"}
+    (run.path / "history.jsonl").unlink()
+    with pytest.raises(RunError, match="no history"):
+        build(run, "second-stage", "guarded", draws=1000)
 
 
 def test_weights_stored_as_float16_are_half_the_file(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from training.dataset import Splits, load
 from training.recipe import Recipe
 from training.recipes import recipe
 from training.run import Run
-from training.stage import Execution, Schedule, Stopped, StopRequest, Watcher
+from training.stage import Execution, Schedule, Watcher
+from training.stop import Stopped, StopRequest
 from training.twostage import train_two_stages
 
 SMALL = ("epochs=3", "epochs2=2", "batch=8", "sample_every=2")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import select
 import signal
 import subprocess
+import time
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +109,47 @@ def test_stopped_and_resumed_is_the_same_as_never_stopped(
     assert traces[0] == traces[1]
 
 
+def begun(path: Path, process: subprocess.Popen[str], since: int = 0) -> None:
+    """Wait until a file is there, written after a time."""
+    while not (path.exists() and path.stat().st_mtime_ns > since):
+        if process.poll() is not None:
+            pytest.fail(str(process.stderr and process.stderr.read()))
+        select.select([], [], [], 0.01)  # a file cannot be waited for
+
+
+@pytest.mark.slow
+def test_a_signal_after_stage_1_stops_the_run_too(pictures: Path, tmp_path: Path) -> None:
+    """While posteriors are taken, a mixture is fitted, and figures are drawn; the end is that of a run not stopped."""
+    words = ["train-vae", "--recipe", "smoke", "--data", str(pictures), "--set", "priors=gmm,second-stage"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert command(*words, "--out", whole).returncode == 0
+    after = {"stage1.keras": signal.SIGINT, "diagnostics.json": signal.SIGTERM, "samples/normal.png": signal.SIGINT}
+    for name, how in after.items():
+        since = time.time_ns()
+        full = [str(BIN / words[0]), *words[1:], "--out", str(cut)]
+        with subprocess.Popen(full, stderr=subprocess.PIPE, text=True) as process:
+            begun(cut / name, process, since)
+            process.send_signal(how)
+            assert process.stderr is not None
+            rest = process.stderr.read()
+        assert process.returncode == 128 + how, rest
+        assert rest.splitlines()[-1] == f"stopped and saved in {cut}; the same command goes on from here"
+        assert not list(cut.rglob(".part-*"))
+    assert not (cut / "samples" / "interpolations.png").exists()
+    assert "trained" in command(*words, "--out", cut).stderr
+    for name in ("stage1", "prior-gmm", "stage2"):
+        assert contents(whole / f"{name}.keras") == contents(cut / f"{name}.keras")
+    for path in (whole / "samples").iterdir():
+        assert path.read_bytes() == (cut / "samples" / path.name).read_bytes()
+
+
+def contents(model: Path) -> list[bytes]:
+    """Every weight in a .keras file."""
+    import keras
+
+    return [array.tobytes() for array in keras.models.load_model(model, compile=False).get_weights()]
+
+
 def test_how_it_is_executed_changes_nothing(pictures: Path, tmp_path: Path, smoke_run: Path) -> None:
     """Several minibatches a call, and a checkpoint after every one: the same weights."""
     words = ("train-vae", "--recipe", "smoke", "--data", pictures)
@@ -124,7 +170,7 @@ def test_the_balances_state_survives_a_checkpoint(tmp_path: Path) -> None:
 
     for name in BALANCES:
         run = Run(tmp_path / name)
-        wanted = recipe("smoke").set([f"balance2={name}", "gamma2=0.5"])
+        wanted = replace(recipe("smoke"), balance2=name, gamma2=0.5)
         before, after = latent_vae(wanted, 3), latent_vae(wanted, 3)
         for _ in range(5):
             before.balance(keras.ops.convert_to_tensor(0.1), training=True)
@@ -186,12 +232,38 @@ def test_snapshots_are_kept_where_the_recipe_asks(pictures: Path, tmp_path: Path
         assert np.array_equal(one, two)
 
 
-def test_jax_trains_the_same_recipe(pictures: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, KERAS_BACKEND="jax")
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_train_the_same_recipe(backend: str, pictures: Path, tmp_path: Path) -> None:
+    """A RAE-GP, whose derivatives are ours, and a VAE over its latents; and no other backend goes on with it."""
+    if find_spec(backend) is None:
+        pytest.skip(f"needs {backend}, which is not installed")
+    words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
+    words += ("--set", "first_stage=rae-gp")
+    result = command(*words, KERAS_BACKEND=backend)
     assert result.returncode == 0, result.stderr
-    exported = command("export-onnx", out, "--out", tmp_path / "jax.onnx")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["backend"] == backend
+    refused = command(*words, KERAS_BACKEND="tensorflow")
+    assert_clear_error(refused, f"is trained with KERAS_BACKEND={backend}; set that", "Received: tensorflow")
+    exported = command("export-onnx", tmp_path / "run", "--out", tmp_path / "x.onnx")
     assert exported.returncode == 0, exported.stderr
+
+
+def test_mixed_precision_is_stage_1s_alone(pictures: Path, tmp_path: Path) -> None:
+    """A mixture that is fitted right after it, and the second stage, compute in float32; the run can be exported."""
+    import keras
+
+    out = tmp_path / "run"
+    settings = ("--set", "precision=mixed_bfloat16", "--set", "priors=gmm,second-stage")
+    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *settings)
+    assert result.returncode == 0, result.stderr
+    first = [record for record in records(out) if record["stage"] == 1]
+    assert first[-1]["mse"] < first[0]["mse"]
+    for name in ("prior-gmm", "stage1", "stage2"):
+        model = keras.models.load_model(out / f"{name}.keras", compile=False)
+        assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}, name
+    for prior in ("gmm", "second-stage"):
+        result = command("export-onnx", out, "--prior", prior, "--out", tmp_path / f"{prior}.onnx")
+        assert result.returncode == 0, result.stderr
 
 
 def test_a_run_directory_belongs_to_one_recipe_and_one_folder(smoke_run: Path, pictures: Path, tmp_path: Path) -> None:
@@ -245,9 +317,30 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(pictures: Path, tmp_pa
     assert subprocess.run(words, capture_output=True).returncode == 0
 
 
+def test_data_that_can_no_longer_be_read_is_what_the_error_names(tmp_path: Path) -> None:
+    data, out = tmp_path / "pictures.npy", tmp_path / "run"
+    np.save(data, np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8))
+    words = ["--recipe", "smoke", "--data", str(data), "--out", str(out), "--set", "epochs=100000"]
+    with subprocess.Popen([BIN / "train-vae", *words], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if "epoch 1/" in line)
+        os.truncate(data, 1000)
+        rest = process.stderr.read()
+    assert process.returncode == 1, rest
+    assert rest.splitlines()[-1] == f"Error: cannot read {data}: it was cut short while it was in use"
+
+
+def test_a_folder_that_cannot_be_written_to_is_what_the_error_names(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    words = ("--recipe", "smoke", "--data", pictures, "--out", tmp_path / "file" / "run")
+    assert_clear_error(command("train-vae", *words), f"cannot write to {tmp_path / 'file' / 'run'}: ")
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
+        (("--recipe", "smoke", "--set", "gamma=0.5"), "gamma changes nothing in this recipe: it counts with first_sta"),
+        (("--recipe", "smoke", "--set", "seed=4294967296"), "seed must be below 2**32"),
         (("--recipe", "nonsense"), "there is no recipe 'nonsense'"),
         (("--recipe", "smoke", "--set", "base_dims=3"), "did you mean base_dim?"),
         (("--recipe", "smoke", "--set", "epochs=many"), "a whole number"),
