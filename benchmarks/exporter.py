@@ -103,8 +103,8 @@ def build(name: str) -> Any:
     import numpy as np
 
     from export.chain import Affine, Pixels
-    from training.networks import image_decoder, latent_decoder
-    from training.normalise import Normalisation
+    from training.model.networks import image_decoder, latent_decoder
+    from training.model.normalise import Normalisation
     from training.recipes import RECIPES
 
     recipe = RECIPES[name]()
@@ -140,11 +140,11 @@ def _naive(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any
 def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]:
     import numpy as np
 
-    from export.choose import choose
-    from export.compare import compare
+    from export.bundles.compare import compare
     from export.convert import convert as convert_chain
     from export.passes import optimise
     from export.passes.blocks import split_rows
+    from export.precision.choose import choose
     from export.session import Graph
     from serve.card import Card
 
@@ -155,7 +155,7 @@ def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]
     path = folder / "fp32.onnx"
 
     def write(name: str, graph: Any) -> None:
-        from export.pack import pack
+        from export.bundles.pack import pack
 
         (folder / f"{name}.onnx").write_bytes(pack(graph, card).data)
 

@@ -33,7 +33,7 @@ import click
 import numpy as np
 import tritonclient.grpc as inference  # type: ignore[import-untyped]  # it ships no types
 
-from export.triton import LARGEST, PATIENCE, write_repository
+from export.bundles.triton import LARGEST, PATIENCE, write_repository
 from serve.bundle import DEFAULT, Bundle, load
 from serve.card import Card
 from serve.engine import Engine, Images

@@ -12,7 +12,7 @@ import click
 from PIL import Image, ImageDraw, ImageFont
 from skimage import data
 
-from training.images import box, to_array
+from training.data.images import box, to_array
 from training.recipes import recipe
 
 CROP = (0, 220, 110, 330)  # the face in scikit-image's astronaut: a public-domain portrait by NASA

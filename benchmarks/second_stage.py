@@ -16,10 +16,10 @@ from typing import Any
 import click
 import numpy as np
 
-from training.autoencoder import xla
-from training.epoch import Epoch
+from training.fit.batches import Epoch
+from training.fit.two_stage import Posteriors, latent_vae
+from training.model.autoencoder import xla
 from training.recipes import recipe
-from training.twostage import Posteriors, latent_vae
 
 
 @click.command()

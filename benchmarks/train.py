@@ -13,13 +13,13 @@ from typing import Any
 import click
 import numpy as np
 
-from training.autoencoder import xla  # before Keras: it chooses the backend's settings
-from training.dataset import Dataset
-from training.epoch import Epoch
-from training.images import Report
+from training.data.dataset import Dataset
+from training.data.images import Report
+from training.fit.batches import Epoch
+from training.fit.two_stage import image_autoencoder
+from training.model.autoencoder import xla  # before Keras: it chooses the backend's settings
 from training.recipe import Recipe
 from training.recipes import recipe
-from training.twostage import image_autoencoder
 
 import keras  # isort: skip
 

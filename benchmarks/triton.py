@@ -19,7 +19,7 @@ import numpy as np
 import tritonclient.grpc as inference  # type: ignore[import-untyped]  # it ships no types
 from peers import Triton, failure, triton, tritonserver
 
-from export.triton import write_repository
+from export.bundles.triton import write_repository
 from serve.bundle import DEFAULT, load
 from serve.engine import Engine
 

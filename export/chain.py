@@ -9,10 +9,10 @@ import numpy as np
 from keras import ops
 
 from serve.noise import draw
-from training import priors
 from training.errors import RunError
-from training.normalise import DRAWS, EVIDENT, Floats, Normalisation, fit, variance_loss
-from training.run import Run
+from training.model import priors
+from training.model.normalise import DRAWS, EVIDENT, Floats, Normalisation, fit, variance_loss
+from training.record.run import Run
 
 
 class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -53,7 +53,7 @@ def build(
 
     Args:
         run: A finished run.
-        prior: One of the run's priors (`training.priors`).
+        prior: One of the run's priors (`training.model.priors`).
         mode: Latent normalisation, of second-stage samples only: the others have the variance they were fitted to.
             One of MODES, or "guarded": "scalar" where the samples evidently lack variance, else "none".
         draws: Samples to fit it on.

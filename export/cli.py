@@ -190,9 +190,9 @@ def export(
         )
     with _clear_errors():
         from export import source as sources
-        from export.export import Limits, export, names
-        from export.triton import check_free, write_repository
-        from export.verify import describe
+        from export.bundles.triton import check_free, write_repository
+        from export.bundles.verify import describe
+        from export.pipeline import Limits, export, names
 
         def say(line: str) -> None:
             click.echo(line, err=True)
@@ -224,7 +224,7 @@ def export(
 def inspect(file: Path, as_json: bool) -> None:
     """Say what FILE, a bundle, is: card, inputs and outputs, parameters, work per sample, operators, digest."""
     with _clear_errors():
-        from export import inspect as bundles
+        from export.bundles import inspect as bundles
         from serve.bundle import load
 
         facts = bundles.inspect(load(file))
@@ -243,7 +243,7 @@ def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
     The same: no value differs by more than one grey level. Exits with 0 where they are, 1 where they are not.
     """
     with _clear_errors():
-        from export.compare import between
+        from export.bundles.compare import between
 
         found = between(a, b, count)
     click.echo(json.dumps(found.to_dict()) if as_json else found.text(a.name, b.name))

@@ -12,9 +12,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.compare import Maker
+from export.bundles.compare import Maker
+from export.bundles.pack import unpack
 from export.errors import ExportError
-from export.pack import unpack
 from serve import bundle
 from serve.card import MOST_CARD, Card
 from serve.engine import Engine, Images
@@ -66,7 +66,7 @@ def from_run(
     # TensorFlow takes seconds to import, and bundles need none of it.
     from export.chain import build
     from export.convert import convert
-    from training.run import Run
+    from training.record.run import Run
 
     run = Run(path)
     recipe = run.recipe

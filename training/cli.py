@@ -18,7 +18,7 @@ from training.recipe import Recipe
 from training.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
-    from training.dataset import Splits
+    from training.data.dataset import Splits
 
 
 def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -104,8 +104,8 @@ def main(
     Ctrl-C or SIGTERM saves and ends; the same command resumes. KERAS_BACKEND chooses tensorflow
     (default), jax or torch, once for all of a run.
     """
-    from training.dataset import load
-    from training.progress import reading
+    from training.data.dataset import load
+    from training.record.progress import reading
 
     try:
         resolved = recipe(name).set(settings)
@@ -134,13 +134,13 @@ def main(
 def _train(
     resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, wanted: str
 ) -> None:
-    from training import devices
-    from training.board import Board, Watchers
-    from training.progress import Watch
-    from training.run import Run
-    from training.stage import Execution
-    from training.stop import Stopped, StopRequest
-    from training.twostage import train_two_stages
+    from training.fit import devices
+    from training.fit.stage import Execution
+    from training.fit.stop import Stopped, StopRequest
+    from training.fit.two_stage import train_two_stages
+    from training.record.progress import Watch
+    from training.record.run import Run
+    from training.record.tensorboard import Board, Watchers
 
     execution = Execution(save_every, steps_per_execution, wanted)
     stop = StopRequest()

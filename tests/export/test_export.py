@@ -16,17 +16,17 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
+from export.bundles.pack import pack
+from export.bundles.verify import verify
 from export.chain import build
 from export.cli import main
 from export.convert import convert
 from export.errors import LimitError, VerificationError
-from export.export import Limits, export
-from export.pack import pack
 from export.passes import optimise
 from export.passes.graph import constant
+from export.pipeline import Limits, export
 from export.session import Graph
 from export.source import Source, from_bundle, from_run
-from export.verify import verify
 from serve.bundle import load
 from serve.card import Card
 from serve.engine import Engine
@@ -35,8 +35,8 @@ from tests.conftest import assert_clear_error, command
 from training.errors import RunError
 from training.evaluation.cli import main as evaluate_vae
 from training.evaluation.compare import read
-from training.normalise import Normalisation, fit
-from training.run import Run
+from training.model.normalise import Normalisation, fit
+from training.record.run import Run
 
 
 def test_one_input_one_output_and_a_card(smoke_bundle: Path) -> None:

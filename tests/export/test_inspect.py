@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from export.inspect import inspect, render
+from export.bundles.inspect import inspect, render
 from serve.bundle import Bundle, check, load
 from serve.card import Card
 from tests.conftest import assert_clear_error, command

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from onnx_ir.passes.common import ShapeInferencePass
 
 from export.errors import ConversionError
-from export.half import halve
 from export.passes import PASSES, Pass, optimise
 from export.passes.affine import fold_affine_after, fold_affine_before, merge_affine
 from export.passes.blocks import norm_to_conv, split_rows
@@ -23,6 +22,7 @@ from export.passes.layout import sink_transposes
 from export.passes.linear import collapse_linear
 from export.passes.names import name_nodes
 from export.passes.pixels import round_and_saturate
+from export.precision.half import halve
 from export.session import open_model
 
 RNG = np.random.default_rng(0)

@@ -11,8 +11,8 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import model_config_pb2
 
+from export.bundles.triton import config, service, write_repository
 from export.errors import ExportError
-from export.triton import config, service, write_repository
 from serve.bundle import Bundle, load
 from serve.errors import BundleError
 from serve.stubs.onnx.v1 import model_pb2 as onnx

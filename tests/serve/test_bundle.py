@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.inspect import render
+from export.bundles.inspect import render
 from serve.bundle import CARD_KEY, EMBEDDED, SCHEMA_KEY, check, load
 from serve.card import MOST_CARD, MOST_PICTURE, Card
 from serve.errors import BundleError

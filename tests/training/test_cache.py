@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import draw_faces
 from tests.training.test_data import same
-from training.dataset import load
+from training.data.dataset import load
 from training.errors import DataError
 from training.recipes import recipe
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("user_cache")
 
 def child(code: str, *words: object, **more: object) -> subprocess.Popen[str]:
     """Run Python on its own, with our pictures' names imported."""
-    imports = "import sys; from pathlib import Path; from training.dataset import load; "
+    imports = "import sys; from pathlib import Path; from training.data.dataset import load; "
     imports += "from training.recipes import recipe; SMOKE = recipe('smoke')\n"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", imports + code, *map(str, words)], text=True, **pipes, **more)

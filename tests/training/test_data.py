@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import draw_faces
-from training.dataset import Dataset, Splits, load
+from training.data.dataset import Dataset, Splits, load
+from training.data.images import Report
 from training.errors import DataError
-from training.images import Report
 from training.recipes import recipe
 
 SMOKE = recipe("smoke")

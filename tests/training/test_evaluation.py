@@ -515,7 +515,7 @@ KEEPER = """
 import sys
 from pathlib import Path
 from training.evaluation.measure import keep
-from training.run import Run
+from training.record.run import Run
 
 run, seed, records = Run(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)

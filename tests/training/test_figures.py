@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from training import figures, plots
-from training.board import Board, Watchers
-from training.dataset import Splits, load
+from training.data.dataset import Splits, load
+from training.fit.stage import Execution, Schedule, Watcher
+from training.fit.stop import Stopped, StopRequest
+from training.fit.two_stage import train_two_stages
 from training.recipe import Recipe
 from training.recipes import recipe
-from training.run import Run
-from training.stage import Execution, Schedule, Watcher
-from training.stop import Stopped, StopRequest
-from training.twostage import train_two_stages
+from training.record import grids as figures
+from training.record import plots
+from training.record.run import Run
+from training.record.tensorboard import Board, Watchers
 
 SMALL = ("epochs=3", "epochs2=2", "batch=8", "sample_every=2")
 ALWAYS = {"figures/history.png", "samples/reconstructions.png", "samples/interpolations.png"}
@@ -166,7 +167,7 @@ def test_interpolation_keeps_its_ends_and_its_length(latents: tuple[list[float],
 
 
 def test_two_grey_pictures_are_enough(tmp_path: Path) -> None:
-    from training.twostage import image_autoencoder, plain
+    from training.fit.two_stage import image_autoencoder, plain
 
     vae = image_autoencoder(recipe("smoke").set(["channels=1"]))
     two = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_clear_error, command, draw_faces
-from training.dataset import load
+from training.data.dataset import load
 from training.errors import DataError
 from training.recipes import recipe
 

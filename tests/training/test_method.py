@@ -17,13 +17,13 @@ import tensorflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import networks
-from training.autoencoder import VAE
-from training.balance import Annealed, Computed, Fixed, Learned, policy
+from training.fit.two_stage import Posteriors, image_autoencoder, in_units_of, latent_vae
+from training.model import networks
+from training.model.autoencoder import VAE
+from training.model.balance import Annealed, Computed, Fixed, Learned, policy
+from training.model.tangent import along
 from training.recipe import BALANCES, FIRST_STAGES, Recipe
 from training.recipes import recipe
-from training.tangent import along
-from training.twostage import Posteriors, image_autoencoder, in_units_of, latent_vae
 
 Errors = st.lists(st.floats(0, 4, width=32), min_size=1, max_size=30)
 

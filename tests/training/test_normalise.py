@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.normalise import EVIDENT, fit, variance_loss
+from training.model.normalise import EVIDENT, fit, variance_loss
 
 Deviations = st.lists(st.floats(0.05, 20), min_size=1, max_size=12)
 

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import assert_clear_error, command
-from training import priors
 from training.cli import main as train_vae
+from training.model import priors
 from training.recipe import BALANCES, FIRST_STAGES
-from training.run import load_model, save_model
+from training.record.run import load_model, save_model
 
 SIZE = 3
 

@@ -163,10 +163,10 @@ def test_the_balances_state_survives_a_checkpoint(tmp_path: Path) -> None:
     """gamma and m come back as they were, whatever the policy."""
     import keras
 
+    from training.fit.two_stage import latent_vae
     from training.recipe import BALANCES
     from training.recipes import recipe
-    from training.run import Run
-    from training.twostage import latent_vae
+    from training.record.run import Run
 
     for name in BALANCES:
         run = Run(tmp_path / name)

@@ -10,7 +10,7 @@ from typing import Any
 
 from training.errors import DataError, RunError
 from training.evaluation.report import protocol, table
-from training.run import Run
+from training.record.run import Run
 
 Record = dict[str, Any]
 Column = tuple[str, str]  # the metric, and the set with its latent normalisation

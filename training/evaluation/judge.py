@@ -17,7 +17,7 @@ from training.evaluation import distances
 from training.evaluation.extractors import Extractor, Images
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, collect, too_few
-from training.run import Record
+from training.record.run import Record
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.stage import ACTIVE_BELOW
+from training.fit.stage import ACTIVE_BELOW
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from serve import bundle
-from training.dataset import load
+from training.data.dataset import load
 from training.errors import DataError
 from training.evaluation.compare import Measured
 from training.evaluation.extractors import OnnxExtractor
@@ -16,9 +16,9 @@ from training.evaluation.judge import Judge, Plan
 from training.evaluation.reference import choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
-from training.files import write_json
-from training.progress import reading
-from training.run import Record, Run
+from training.record.files import write_json
+from training.record.progress import reading
+from training.record.run import Record, Run
 
 # What makes two records the same measurement; the rest is what it found.
 PROTOCOL = (

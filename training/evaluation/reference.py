@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.card import Card
-from training.cache import default_folder
-from training.dataset import Dataset, Splits
+from training.data.cache import default_folder
+from training.data.dataset import Dataset, Splits
+from training.data.images import SPLITS
 from training.errors import DataError
 from training.evaluation.extractors import Extractor, Images
 from training.evaluation.statistics import Statistics, collect
-from training.images import SPLITS
 from training.recipe import Recipe
 
 Through = Callable[[Iterable[Images]], Iterable[Images]]

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.noise import SEEDS, draw
-from training import priors
-from training.autoencoder import xla
 from training.errors import RunError
 from training.evaluation.extractors import Images
 from training.evaluation.latents import Tally
-from training.figures import to_uint8
-from training.normalise import DRAWS, Normalisation, fit
-from training.run import Run
-from training.twostage import PEAK
+from training.fit.two_stage import PEAK
+from training.model import priors
+from training.model.autoencoder import xla
+from training.model.normalise import DRAWS, Normalisation, fit
+from training.record.grids import to_uint8
+from training.record.run import Run
 
 Latents = npt.NDArray[np.float32]
 

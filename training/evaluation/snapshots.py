@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import RunError
-from training.files import replacing
-from training.plots import NEGLECTED, USED
-from training.run import Run
+from training.record.files import replacing
+from training.record.plots import NEGLECTED, USED
+from training.record.run import Run
 
 
 def found(run: Run) -> list[tuple[int, Path]]:

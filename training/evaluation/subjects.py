@@ -7,15 +7,15 @@ from typing import Any
 
 from serve.bundle import Bundle
 from serve.engine import Engine
-from training import priors
 from training.errors import RunError
 from training.evaluation.judge import Judge, Plan
 from training.evaluation.latents import Tally
 from training.evaluation.reference import pictures_of
 from training.evaluation.sampling import FirstStage, Sampler
 from training.evaluation.snapshots import found
-from training.normalise import MODES
-from training.run import Record, Run, load_model
+from training.model import priors
+from training.model.normalise import MODES
+from training.record.run import Record, Run, load_model
 
 SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm": "GMM"}
 

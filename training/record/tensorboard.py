@@ -13,9 +13,9 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from training.files import writing
-from training.run import Record, Run
-from training.stage import Schedule, Watcher
+from training.fit.stage import Schedule, Watcher
+from training.record.files import writing
+from training.record.run import Record, Run
 
 _POSITION = ("stage", "epoch", "images")  # where a record belongs, not what was measured
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from export.choose import choose
-from export.compare import Difference, Distance, compare
+from export.bundles.compare import Difference, Distance, compare
+from export.bundles.pack import pack
+from export.bundles.verify import verify
 from export.errors import LimitError
-from export.half import halve
-from export.pack import pack
 from export.passes import optimise
+from export.precision.choose import choose
+from export.precision.half import halve
 from export.session import Graph
 from export.source import Source
-from export.verify import verify
 from serve.bundle import Bundle
 from serve.card import Card
-from training.files import replacing
+from training.record.files import replacing
 
 ATTEMPTS = 3  # at a choice of int8 layers within the limit
 

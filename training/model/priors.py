@@ -13,7 +13,7 @@ from keras import layers, ops
 from scipy.special import ndtri
 
 from training.recipe import PRIORS
-from training.run import Run, load_model
+from training.record.run import Run, load_model
 
 Floats = npt.NDArray[np.float64]
 

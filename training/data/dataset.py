@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.cache import Cache, Stored, default_folder
+from training.data.cache import Cache, Stored, default_folder
+from training.data.images import SPLITS, UNREADABLE, Advance, Pixels, Report, in_parallel, why
+from training.data.sources import Source, opened
 from training.errors import DataError
-from training.images import SPLITS, UNREADABLE, Advance, Pixels, Report, in_parallel, why
 from training.recipe import Recipe
-from training.sources import Source, opened
 
 FORMAT = 1  # of what is stored; another one when the same source gives other pictures or another file
 

@@ -9,16 +9,18 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training import devices, figures, networks, priors
-from training.autoencoder import RAE, VAE, Autoencoder
-from training.balance import policy
-from training.dataset import Dataset, Splits
+from training.data.dataset import Dataset, Splits
 from training.errors import DataError
-from training.files import write_json
+from training.fit import devices
+from training.fit.stage import Execution, Schedule, Watcher, latent_summary, posteriors, train
+from training.fit.stop import StopRequest
+from training.model import networks, priors
+from training.model.autoencoder import RAE, VAE, Autoencoder
+from training.model.balance import policy
 from training.recipe import Recipe
-from training.run import Record, Run, save_model
-from training.stage import Execution, Schedule, Watcher, latent_summary, posteriors, train
-from training.stop import StopRequest
+from training.record import grids as figures
+from training.record.files import write_json
+from training.record.run import Record, Run, save_model
 
 GRID = 64  # samples in a grid
 PEAK = 255.0  # the value of a uint8 image that stands for 1

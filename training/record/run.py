@@ -29,8 +29,8 @@ import keras
 import numpy as np
 
 from training.errors import RunError
-from training.files import append_line, make_folder, replacing, write_json, writing
 from training.recipe import Recipe
+from training.record.files import append_line, make_folder, replacing, write_json, writing
 
 Record = dict[str, Any]
 

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from keras import ops
 from PIL import Image
 
-from training import plots
-from training.dataset import Splits
-from training.files import replacing
-from training.run import Run
+from training.data.dataset import Splits
+from training.record import plots
+from training.record.files import replacing
+from training.record.run import Run
 
 Floats = npt.NDArray[np.floating[Any]]
 Pictures = npt.NDArray[np.uint8]

@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from training import arrays
-from training.cache import Cache, state
+from training.data import arrays
+from training.data.cache import Cache, state
+from training.data.images import MOST_BYTES, UNREADABLE, Advance, Pixels, decode, in_parallel, is_picture, why
 from training.errors import DataError
-from training.images import MOST_BYTES, UNREADABLE, Advance, Pixels, decode, in_parallel, is_picture, why
 from training.recipe import Recipe
 
 CELEBA = "img_align_celeba"  # the folder of its pictures

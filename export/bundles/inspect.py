@@ -10,8 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from export.pack import unpack
-from export.verify import describe
+from export.bundles.pack import unpack
+from export.bundles.verify import describe
 from serve.bundle import Bundle
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -23,9 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from training.data.images import SPLITS, Pixels
 from training.errors import DataError
-from training.files import install, make_folder
-from training.images import SPLITS, Pixels
+from training.record.files import install, make_folder
 
 _TRAILER = struct.Struct("<Q16s8s")
 _DIGEST = 16

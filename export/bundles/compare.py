@@ -14,7 +14,7 @@ from serve import bundle
 from serve.card import Card
 from serve.engine import Engine, Images
 from serve.noise import Noise, draw
-from training.dataset import load
+from training.data.dataset import load
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.reference import choose, pictures_of, statistics
 from training.evaluation.statistics import Moments, Statistics, check_enough

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 if TYPE_CHECKING:  # the data is checked, and told of, before Keras is imported
-    from training.run import Record
-    from training.stage import Schedule
+    from training.fit.stage import Schedule
+    from training.record.run import Record
 
 REFRESH = 0.25  # seconds; reading a loss waits for the device, so not every step is shown
 

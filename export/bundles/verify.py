@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.compare import Maker
+from export.bundles.compare import Maker
 from export.errors import VerificationError
 from export.session import Graph, open_model
 from serve.bundle import Bundle

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from training.files import replacing
-from training.run import Record
-from training.stage import ACTIVE_BELOW
+from training.fit.stage import ACTIVE_BELOW
+from training.record.files import replacing
+from training.record.run import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from export.errors import LimitError
 from export.passes.graph import constant, noise_size
-from export.quantise import SEED, calibrate, candidates, quantise
+from export.precision.quantise import SEED, calibrate, candidates, quantise
 from export.session import Graph
 from serve.noise import draw
 

@@ -16,12 +16,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from training import devices
-from training.autoencoder import Autoencoder, xla
-from training.epoch import Epoch
 from training.errors import Diverged
-from training.run import Record, Run
-from training.stop import Stopped, StopRequest
+from training.fit import devices
+from training.fit.batches import Epoch
+from training.fit.stop import Stopped, StopRequest
+from training.model.autoencoder import Autoencoder, xla
+from training.record.run import Record, Run
 
 LOOK_EVERY = 1.0  # seconds between looks at whether all numbers are numbers: each waits for the device
 TRACED = 40  # points of the first epoch at which the latents' variances are kept (figure 6)

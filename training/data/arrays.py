@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.cache import Cache
+from training.data.cache import Cache
+from training.data.images import SPLITS, Pixels, box, to_array, why
 from training.errors import DataError
-from training.images import SPLITS, Pixels, box, to_array, why
 from training.recipe import Recipe
 
 CIFAR_SIDE = 32

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from training import devices
-from training.balance import Balance
-from training.tangent import along
+from training.fit import devices
+from training.model.balance import Balance
+from training.model.tangent import along
 
 LOG_2PI = math.log(2 * math.pi)
 

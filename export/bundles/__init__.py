@@ -1,0 +1,1 @@
+"""Bundles as files: packed, verified, compared, looked into, and laid out for Triton."""

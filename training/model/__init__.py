@@ -1,0 +1,1 @@
+"""The paper and nothing else: networks, the balance, the losses, the priors, latent normalisation."""
