@@ -64,15 +64,14 @@ def load(path: Path | str = DEFAULT) -> Bundle:
     path = Path(path)
     try:
         data = _read(path)
+        try:
+            return Bundle(data, check(data), hashlib.sha256(data).hexdigest())
+        except BundleError as error:
+            raise BundleError(f"{path} is not a model of ours: {error}") from None
     except (OSError, ValueError) as error:  # the second, of a path that no file can have
         raise BundleError(f"cannot read the model {path}: {getattr(error, 'strerror', None) or error}") from None
     except MemoryError:
-        raise BundleError(f"cannot read the model {path}: there is not enough memory for it") from None
-    try:
-        card = check(data)
-    except BundleError as error:
-        raise BundleError(f"{path} is not a model of ours: {error}") from None
-    return Bundle(data, card, hashlib.sha256(data).hexdigest())
+        raise BundleError(f"there is not enough memory for the model {path}") from None
 
 
 def check(data: bytes) -> Card:

@@ -309,7 +309,7 @@ def test_a_card_has_room_for_the_newest_measurements_of_this_model(smoke_run: Pa
     assert said == [f"the card has room for the {len(card.metrics)} newest of 100 measurements; the run keeps all"]
 
 
-def test_what_is_no_card_is_refused_before_anything_is_converted(smoke_run: Path, tmp_path: Path) -> None:
+def test_what_no_card_may_say_is_one_line_and_leaves_nothing(smoke_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.onnx"
     for option, value, words in (
         ("--notes", "red \x1b[31m", "notes must be"),

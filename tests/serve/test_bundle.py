@@ -400,6 +400,23 @@ except BundleError as error:
     assert int(mebibytes) < 100  # five times the file, which is read whole
 
 
+def test_a_file_beyond_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    path.touch()
+    os.truncate(path, 2**31 - 1)
+    program = """
+import resource, sys
+from serve import BundleError, load
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    load(sys.argv[1])
+except BundleError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert "not enough memory" in result.stdout, result.stderr
+
+
 def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.onnx")
     (tmp_path / "loop.onnx").symlink_to("loop.onnx")
