@@ -30,7 +30,7 @@ _BELOW_ONE = ("batch_norm_momentum", "balance_momentum", "validation")
 class Recipe:
     """One first stage, the priors fitted to its latents, and how to train them. Sizes: pixels, channels, units."""
 
-    name: str
+    name: str = "custom"
 
     # Pictures. `crop` is (top, bottom, left, right) in the original's pixels; 0,0,0,0 takes the
     # largest centred square. Flips double the data: each epoch sees every picture or its mirror image.

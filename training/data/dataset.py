@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from training.data.cache import Cache, Stored, default_folder
-from training.data.images import SPLITS, UNREADABLE, Advance, Pixels, Report, in_parallel, why
-from training.data.sources import Source, opened
+from training.data import store
+from training.data.cache import Cache, default_folder
+from training.data.images import in_parallel, why
+from training.data.sources import UNREADABLE, PictureSource, opened
+from training.data.splits import SPLITS, Advance, Report
+from training.data.store import Stored
 from training.errors import DataError
 from training.recipe import Recipe
+from training.types import IndexArray, UInt8Array
 
 FORMAT = 1  # of what is stored; another one when the same source gives other pictures or another file
 
@@ -38,7 +41,7 @@ class _File:
         self.first = begin + images.ctypes.data - np.frombuffer(images._mmap, np.uint8).ctypes.data
         self.step, self.shape = images.strides[0], images.shape
 
-    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+    def rows(self, indices: IndexArray) -> UInt8Array:
         count, *shape = self.shape
         if len(indices) and not 0 <= indices.min() <= indices.max() < count:
             raise IndexError(f"pictures go from 0 to {count - 1}. Received: {indices.min()} to {indices.max()}")
@@ -68,7 +71,7 @@ class Dataset:
         known_digest: The digest where it is known; else it is computed when asked for.
     """
 
-    images: Pixels
+    images: UInt8Array
     flip: bool
     report: Report
     known_digest: str = ""
@@ -92,7 +95,7 @@ class Dataset:
             digest.update(np.ascontiguousarray(self.images[at : at + 1000]).data)
         return digest.hexdigest()
 
-    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+    def rows(self, indices: IndexArray) -> UInt8Array:
         """Return the pictures at `indices`.
 
         Raises:
@@ -100,7 +103,7 @@ class Dataset:
         """
         return self._file.rows(indices) if self._file else self.images[indices]
 
-    def batch(self, indices: npt.NDArray[np.intp], rng: np.random.Generator) -> Pixels:
+    def batch(self, indices: IndexArray, rng: np.random.Generator) -> UInt8Array:
         """Return the pictures at `indices`, as `rows`, each mirrored at even odds when flips belong to the data."""
         images = self.rows(indices)
         if self.flip:
@@ -118,7 +121,7 @@ class Splits:
     test: Dataset | None
 
 
-def load(
+def load_data(
     path: Path,
     recipe: Recipe,
     *,
@@ -130,7 +133,7 @@ def load(
 
     A path is a folder (recursive) or a zip of pictures of any format and size, CelebA as downloaded with its
     official split, CIFAR-10's binary files, IDX files, a .npy or a .npz. Arrays that fit the recipe and are
-    not split further are used as they lie; all else is made ready once, and mapped from the cache then on.
+    not split further are used as they are; all else is made ready once, and mapped from the cache then on.
 
     Args:
         path: Where they are.
@@ -144,12 +147,12 @@ def load(
     Raises:
         DataError: nothing there, nothing readable, or - unless `skip_unreadable` - a broken picture.
     """
-    store = Cache(cache or default_folder())
-    with opened(path, recipe, store, advance) as source, warnings.catch_warnings():
+    kept = Cache(cache or default_folder())
+    with opened(path, recipe, kept, advance) as source, warnings.catch_warnings():
         # Pillow warns between its own two pixel limits; ours is lower and an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        ready = source.as_they_lie()
-        stored = Stored(ready, _digests(ready, store), []) if ready else _stored(source, recipe, store, advance)
+        ready = source.stored_arrays()
+        stored = Stored(ready, _digests(ready, kept), []) if ready else _stored(source, recipe, kept, advance)
     counts = {split: len(images) for split, images in stored.images.items()}
     broken = [(str(path / name), reason) for name, reason in stored.broken]
     report = Report(sum(counts.values()), source.ignored, broken, source.kind, counts)
@@ -174,25 +177,25 @@ def _check(path: Path, report: Report, skip_unreadable: bool) -> None:
         raise DataError(f"training takes 2 pictures or more. Received: {report.counts.get('train', 0)} in {path}")
 
 
-def _digests(images: dict[str, Pixels], store: Cache) -> dict[str, str]:
-    """Return the digests of files that are mapped as they lie: these may be too large to read at every start."""
+def _digests(images: dict[str, UInt8Array], cache: Cache) -> dict[str, str]:
+    """Return the digests of files that are mapped as they are: these may be too large to read at every start."""
     return {
-        split: store.digest(Path(part.filename), part.offset, part.nbytes)
+        split: cache.digest(Path(part.filename), part.offset, part.nbytes)
         for split, part in images.items()
         if isinstance(part, np.memmap) and part.filename
     }
 
 
-def _stored(source: Source, recipe: Recipe, store: Cache, advance: Advance | None) -> Stored:
+def _stored(source: PictureSource, recipe: Recipe, cache: Cache, advance: Advance | None) -> Stored:
     shape = (recipe.side, recipe.side, recipe.channels)
     how = f"{FORMAT} {shape} {recipe.crop} {recipe.resize} {recipe.limit} {recipe.validation}"
     key = hashlib.blake2b(f"{how}\n{source.identity()}".encode(), digest_size=16).hexdigest()
-    return store.get(key, shape) or store.build(key, shape, _pictures(source, recipe, advance))
+    return store.fetch(cache, key, shape) or store.build(cache, key, shape, _pictures(source, recipe, advance))
 
 
 def _pictures(
-    source: Source, recipe: Recipe, advance: Advance | None
-) -> Iterator[tuple[int, Pixels | tuple[str, str]]]:
+    source: PictureSource, recipe: Recipe, advance: Advance | None
+) -> Iterator[tuple[int, UInt8Array | tuple[str, str]]]:
     """Give every picture with its split, in the order of SPLITS; what cannot be read as (name, reason)."""
     splits = source.splits.copy()
     if recipe.validation:
@@ -200,7 +203,7 @@ def _pictures(
         held = in_parallel(lambda index: held_back(source.fingerprint(index), recipe.validation), train.tolist())
         splits[train[np.fromiter(held, bool, len(train))]] = 1
 
-    def read(index: int) -> tuple[int, Pixels | tuple[str, str]]:
+    def read(index: int) -> tuple[int, UInt8Array | tuple[str, str]]:
         try:
             return int(splits[index]), source.picture(index)
         except Exception as error:  # decoders raise almost anything on broken bytes

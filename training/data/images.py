@@ -11,52 +11,24 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePath
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from training.data.splits import Advance
 from training.recipe import Recipe
+from training.types import UInt8Array
 
 MOST_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoding it takes a gigabyte
 MOST_BYTES = 256 * 2**20  # so is a larger file; a zip's member may be made of nothing
-UNREADABLE = bytes(16)  # the fingerprint of a file that the system would not give
-SPLITS = ("train", "validation", "test")
-
-Pixels = npt.NDArray[np.uint8]
-Advance = Callable[[int, int], None]  # (done, of so many)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _CHUNK = 16  # pictures that a thread takes at a time
 _THREADS = min(32, (os.cpu_count() or 1) + 4)  # some wait for the disk
-
-
-@dataclass
-class Report:
-    """What was read, and what was not.
-
-    Attributes:
-        read: Pictures read.
-        ignored: Files that do not look like pictures by their name.
-        broken: (path, reason) of pictures that could not be read.
-        kind: What the pictures were kept as: "pictures", "CelebA", "CIFAR-10", "IDX", ".npy" or ".npz".
-        counts: Pictures read by split, of the splits that hold any.
-    """
-
-    read: int = 0
-    ignored: int = 0
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    kind: str = "pictures"
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
-        return f"{counts}; {len(self.broken):,} broken, {self.ignored:,} ignored"
 
 
 def is_picture(name: str) -> bool:
@@ -90,7 +62,7 @@ def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], advance: Advance 
         pool.shutdown(cancel_futures=True)  # whoever stops early does not wait for the rest
 
 
-def decode(data: bytes, recipe: Recipe) -> Pixels:
+def decode(data: bytes, recipe: Recipe) -> UInt8Array:
     """Return the picture in a file's bytes as the recipe says: uint8 [side, side, channels].
 
     Raises:
@@ -132,7 +104,7 @@ def box(width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
     return left, top, left + square, top + square
 
 
-def to_array(picture: Image.Image, recipe: Recipe) -> Pixels:
+def to_array(picture: Image.Image, recipe: Recipe) -> UInt8Array:
     """Return the picture cropped and resized as the recipe says: uint8 [side, side, channels].
 
     Raises:

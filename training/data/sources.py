@@ -15,30 +15,32 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from training.data import arrays
 from training.data.cache import Cache, state
-from training.data.images import MOST_BYTES, UNREADABLE, Advance, Pixels, decode, in_parallel, is_picture, why
+from training.data.images import MOST_BYTES, decode, in_parallel, is_picture, why
+from training.data.splits import Advance
 from training.errors import DataError
 from training.recipe import Recipe
+from training.types import UInt8Array
 
 CELEBA = "img_align_celeba"  # the folder of its pictures
-WIDTH = len(UNREADABLE)  # a fingerprint's bytes
+WIDTH = 16  # bytes of a fingerprint
+UNREADABLE = bytes(WIDTH)  # the fingerprint of a file that the system would not give
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # its official split: picture, then 0, 1 or 2
 
 
-class Source(Protocol):
+class PictureSource(Protocol):
     """Pictures by number, the train ones cut to the recipe's limit."""
 
     kind: str
     ignored: int
 
     @property
-    def splits(self) -> npt.NDArray[np.uint8]:
+    def splits(self) -> UInt8Array:
         """The official split of each picture, as an index into SPLITS: uint8 [count]."""
 
-    def as_they_lie(self) -> dict[str, Pixels] | None:
+    def stored_arrays(self) -> dict[str, UInt8Array] | None:
         """Return the pictures by split where they are arrays that nothing has to be done to."""
 
     def identity(self) -> str:
@@ -50,7 +52,7 @@ class Source(Protocol):
     def fingerprint(self, index: int) -> bytes:
         """Return what is the same for the same picture, whatever its name."""
 
-    def picture(self, index: int) -> Pixels:
+    def picture(self, index: int) -> UInt8Array:
         """Return a picture as the recipe says. Raises whatever decoders raise."""
 
 
@@ -117,7 +119,7 @@ class _Files:
         self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
         self.splits = splits[kept]
         # Reading every file tells what it is; as long as none is touched, that is known.
-        self.fingerprints = cache.noted(
+        self.fingerprints = cache.remembered(
             container.state(self.names),
             lambda: b"".join(in_parallel(self._fingerprint, self.names, advance)),
             lasts=lambda prints: all(prints[at : at + WIDTH] != UNREADABLE for at in range(0, len(prints), WIDTH)),
@@ -146,7 +148,7 @@ class _Files:
             data = why(error).encode()
         return hashlib.blake2b(data, digest_size=WIDTH).digest()
 
-    def as_they_lie(self) -> None:
+    def stored_arrays(self) -> None:
         """Files have to be decoded."""
 
     def identity(self) -> str:
@@ -159,7 +161,7 @@ class _Files:
     def fingerprint(self, index: int) -> bytes:
         return self.fingerprints[index * WIDTH : (index + 1) * WIDTH]
 
-    def picture(self, index: int) -> Pixels:
+    def picture(self, index: int) -> UInt8Array:
         return decode(self.container.read(self.names[index]), self.recipe)
 
 
@@ -178,7 +180,7 @@ def _held(names: list[str]) -> str:
     return f"which holds {len(names)} files, none a picture by its ending (.png, .jpg, .webp ...){hint}"
 
 
-def parse_partition(file: str, text: str, names: list[str]) -> npt.NDArray[np.uint8]:
+def parse_partition(file: str, text: str, names: list[str]) -> UInt8Array:
     """Return the split of each picture as a partition file says: uint8 [count], an index into SPLITS.
 
     Lines are `000001.jpg 0`; a file ending in .csv has `000001.jpg,0` below the header image_id,partition.
@@ -208,7 +210,7 @@ def parse_partition(file: str, text: str, names: list[str]) -> npt.NDArray[np.ui
 
 
 @contextmanager
-def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[Source]:
+def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[PictureSource]:
     """Give what a path holds.
 
     Raises:

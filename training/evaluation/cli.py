@@ -104,7 +104,7 @@ def measure(
         refuse(("priors", "modes", "latent_noise"), "is settled in a bundle; measure the run to choose another")
         refuse(("snapshots",), "measures those of a run, and a bundle has none")
     from serve.errors import ServeError
-    from training.evaluation.judge import Plan
+    from training.evaluation.evaluator import Plan
     from training.evaluation.measure import evaluate
     from training.evaluation.report import report, write
 

@@ -11,8 +11,8 @@ from typing import Any
 from training.errors import DataError, RunError
 from training.evaluation.report import protocol, table
 from training.record.run import Run
+from training.types import Record
 
-Record = dict[str, Any]
 Column = tuple[str, str]  # the metric, and the set with its latent normalisation
 
 # What a record of pictures holds: its title, key and format, and the better of several values.

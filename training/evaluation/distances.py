@@ -8,8 +8,8 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from training.evaluation.extractors import Features
-from training.evaluation.statistics import NEIGHBOURS, Floats, Statistics
+from training.evaluation.statistics import NEIGHBOURS, Statistics
+from training.types import Float32Array, Float64Array
 
 SUBSETS, SUBSET = 50, 1000  # of KID: how many, and the features in one at most
 WORKING_MEMORY = 256  # MiB of distances held at a time
@@ -32,7 +32,7 @@ def subset_size(real: int, fake: int) -> int:
     return max(2, min(SUBSET, real // 2, fake // 2))
 
 
-def kid(real: Features, fake: Features, seed: int) -> tuple[float, float]:
+def kid(real: Float32Array, fake: Float32Array, seed: int) -> tuple[float, float]:
     """Return the kernel inception distance and its standard deviation over subsets (Binkowski et al. 2018).
 
     The unbiased squared maximum mean discrepancy under the kernel (x.y / f + 1)^3, on SUBSETS pairs of
@@ -50,7 +50,7 @@ def kid(real: Features, fake: Features, seed: int) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values))
 
 
-def precision_recall(real: Features, fake: Features) -> tuple[float, float]:
+def precision_recall(real: Float32Array, fake: Float32Array) -> tuple[float, float]:
     """Return improved precision and recall (Kynkaanniemi et al. 2019), k = NEIGHBOURS, both in [0, 1].
 
     Precision is the share of fakes within reach of a real one, where a real one reaches as far as its k-th
@@ -59,11 +59,11 @@ def precision_recall(real: Features, fake: Features) -> tuple[float, float]:
     return _covered(fake, real), _covered(real, fake)
 
 
-def _covered(points: Features, by: Features) -> float:
+def _covered(points: Float32Array, by: Float32Array) -> float:
     nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(by)
     reach = nearest.kneighbors()[0][:, -1]  # without an argument a point is not its own neighbour
 
-    def within(distances: Floats, start: int) -> list[bool]:
+    def within(distances: Float64Array, start: int) -> list[bool]:
         return list((distances <= reach).any(axis=1))
 
     chunks = pairwise_distances_chunked(points, by, reduce_func=within, working_memory=WORKING_MEMORY)

@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.devices import NVIDIA_DRIVER
 from training.errors import DataError
-
-Images = npt.NDArray[np.uint8]
-Features = npt.NDArray[np.float32]
+from training.types import Float32Array, UInt8Array
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
@@ -58,10 +55,10 @@ class Extractor(ABC):
         """Make a model of the file's bytes, and set `metric`, `resize` and `size`."""
 
     @abstractmethod
-    def run(self, images: Images) -> Any:
+    def run(self, images: UInt8Array) -> Any:
         """Return what the model gives for uint8 [n, h, w, 3]."""
 
-    def __call__(self, images: Images) -> Features:
+    def __call__(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 [n, h, w, c], float32 [n, size]; grey pictures are repeated to 3 channels."""
         colour = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
         return np.asarray(self.run(colour), np.float32)
@@ -108,7 +105,7 @@ class OnnxExtractor(Extractor):
         self._check(path, side, features.ndim == 2 and len(features) == 2 and features.shape[1] > 0)
         self.size = int(features.shape[1])
 
-    def run(self, images: Images) -> Any:
+    def run(self, images: UInt8Array) -> Any:
         return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
     def _check(self, path: Path, side: int, fits: bool) -> None:

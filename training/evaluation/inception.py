@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
+from training.types import UInt8Array
 
 ARCHIVE = "https://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 INPUT, OUTPUT = "Mul:0", "pool_3:0"
@@ -65,5 +66,5 @@ class Inception(Extractor):
             )
         self.size = int(pooled.shape[-1])
 
-    def run(self, images: Images) -> Any:
+    def run(self, images: UInt8Array) -> Any:
         return np.asarray(self.function(images))[:, 0, 0]

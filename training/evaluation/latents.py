@@ -8,22 +8,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.fit.stage import ACTIVE_BELOW
-
-Floats = npt.NDArray[np.float32]
+from training.model.latents import ACTIVE_BELOW
+from training.types import Float32Array
 
 
 class Tally:
     """Posteriors and errors of reconstructed pictures, as they come."""
 
     def __init__(self) -> None:
-        self.means: list[Floats] = []
-        self.sds: list[Floats] = []
+        self.means: list[Float32Array] = []
+        self.sds: list[Float32Array] = []
         self.squares, self.values = 0.0, 0
 
-    def add(self, mean: Floats, sd: Floats | None, pictures: Floats, decoded: Floats) -> None:
+    def add(self, mean: Float32Array, sd: Float32Array | None, pictures: Float32Array, decoded: Float32Array) -> None:
         """Take in a batch.
 
         Args:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from serve import bundle
-from training.data.dataset import load
+from training.data.dataset import load_data
 from training.errors import DataError
 from training.evaluation.compare import Measured
+from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.judge import Judge, Plan
 from training.evaluation.reference import choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
-from training.record.files import write_json
+from training.files import write_json
 from training.record.progress import reading
-from training.record.run import Record, Run
+from training.record.run import Run
+from training.types import Record
 
 # What makes two records the same measurement; the rest is what it found.
 PROTOCOL = (
@@ -55,15 +56,15 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
     with reading() as advance:
-        splits = load(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
+        splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
     say(f"{splits.train.report.kind}: {splits.train.report}")
-    judge = Judge(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
-    if judge.no_distance and plan.snapshots:
-        raise DataError(f"--snapshots draws Frechet distances, and there is none: {judge.no_distance}")
-    if judge.no_distance:
-        say(f"no {extractor.metric} is measured: {judge.no_distance}")
+    evaluator = Evaluator(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    if evaluator.no_distance and plan.snapshots:
+        raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
+    if evaluator.no_distance:
+        say(f"no {extractor.metric} is measured: {evaluator.no_distance}")
     records = []
-    for record in subject.records(judge):
+    for record in subject.records(evaluator):
         records.append(record)
         if run:
             keep(run, record)

@@ -6,25 +6,24 @@ goes stale, and a damaged one is made again.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.card import Card
-from training.data.cache import default_folder
+from training.data.cache import Cache, default_folder
 from training.data.dataset import Dataset, Splits
-from training.data.images import SPLITS
+from training.data.splits import SPLITS
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
 from training.evaluation.statistics import Statistics, collect
 from training.recipe import Recipe
+from training.types import IndexArray, UInt8Array
 
-Through = Callable[[Iterable[Images]], Iterable[Images]]
+Through = Callable[[Iterable[UInt8Array]], Iterable[UInt8Array]]
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class Reference:
         card: What goes beside every figure: the data's digest, the split, counts, how pictures were read.
     """
 
-    images: Images
-    chosen: npt.NDArray[np.intp]
+    images: UInt8Array
+    chosen: IndexArray
     card: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def batches(self, size: int) -> Iterator[Images]:
+    def batches(self, size: int) -> Iterator[UInt8Array]:
         """Yield the pictures, `size` at a time."""
         for at in range(0, len(self), size):
             yield np.asarray(self.images[self.chosen[at : at + size]])
@@ -96,12 +95,13 @@ def statistics(
     Raises:
         DataError: the cache cannot be written.
     """
-    folder = (cache or default_folder()) / "reference"
-    path = folder / f"{reference.card['data']}-{extractor.digest}-{len(reference)}.npz"
-    known = _read(path, len(reference), extractor.size)
+    kept = Cache((cache or default_folder()) / "reference")
+    name = f"{reference.card['data']}-{extractor.digest}-{len(reference)}.npz"
+    known = _read(kept.folder / name, len(reference), extractor.size)
     if known is None:
         known = collect(extractor, through(reference.batches(batch)))
-        _write(path, known)
+        with kept.writing(name) as file:
+            np.savez(file, mean=known.mean, covariance=known.covariance, features=known.features)
     return known
 
 
@@ -115,20 +115,3 @@ def _read(path: Path, count: int, size: int) -> Statistics | None:
     shapes = (mean.shape, covariance.shape, features.shape)
     whole = shapes == ((size,), (size, size), (count, size)) and features.dtype == np.float32
     return Statistics(count, mean, covariance, features) if whole else None
-
-
-def _write(path: Path, known: Statistics) -> None:
-    """Write the statistics, atomically: evaluations beside each other may write the same file."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
-            part = Path(file.name)
-            np.savez(file, mean=known.mean, covariance=known.covariance, features=known.features)
-        part.replace(path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"cannot write to {path.parent}: {reason}; choose another folder with --cache") from None
-    finally:
-        if part:
-            part.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from training.types import Record
+
 Row = Sequence[str]
 
 _COLUMNS = ("set", "prior", "latent normalisation", "KID", "precision", "recall", "samples")

@@ -11,20 +11,16 @@ from functools import cached_property
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from serve.noise import SEEDS, draw
 from training.errors import RunError
-from training.evaluation.extractors import Images
 from training.evaluation.latents import Tally
-from training.fit.two_stage import PEAK
-from training.model import priors
 from training.model.autoencoder import xla
+from training.model.build import IMAGE_SCALE
 from training.model.normalise import DRAWS, Normalisation, fit
 from training.record.grids import to_uint8
 from training.record.run import Run
-
-Latents = npt.NDArray[np.float32]
+from training.types import Float32Array, UInt8Array
 
 
 class FirstStage:
@@ -34,22 +30,22 @@ class FirstStage:
         self.encoder, self.decoder = networks.get_layer("encoder"), networks.get_layer("decoder")
         self.encoder.jit_compile = self.decoder.jit_compile = xla()
 
-    def reconstruct(self, batches: Iterable[Images], tally: Tally) -> Iterator[Images]:
+    def reconstruct(self, batches: Iterable[UInt8Array], tally: Tally) -> Iterator[UInt8Array]:
         """Yield each picture decoded from its posterior's mean; the tally sees posteriors and errors."""
         for images in batches:
-            pictures = images.astype(np.float32) / np.float32(PEAK)
+            pictures = images.astype(np.float32) / np.float32(IMAGE_SCALE)
             mean, *log_sd = keras.tree.flatten(self.encoder.predict_on_batch(pictures))
             decoded = self.decoder.predict_on_batch(mean)
             tally.add(mean, np.exp(log_sd[0]) if log_sd else None, pictures, decoded)
             yield to_uint8(decoded)
 
-    def decode(self, batches: Iterable[Latents]) -> Iterator[Images]:
+    def decode(self, batches: Iterable[Float32Array]) -> Iterator[UInt8Array]:
         """Yield the pictures of latents."""
         for latents in batches:
             yield to_uint8(self.decoder.predict_on_batch(latents))
 
 
-class Sampler:
+class LatentSampler:
     """Latents from one of a run's priors.
 
     Args:
@@ -66,13 +62,13 @@ class Sampler:
 
     def __init__(self, run: Run, name: str, noisy: bool = False) -> None:
         self.run, self.name = run, name
-        self.model = priors.load(run, name)
+        self.model = run.prior(name)
         self.model.jit_compile = xla()
         self.gamma = _last_gamma(run) if noisy and name == "second-stage" else 0.0
 
     def latents(
         self, seed: int, count: int, batch: int, normalisation: Normalisation | None = None
-    ) -> Iterator[Latents]:
+    ) -> Iterator[Float32Array]:
         """Yield the latents of samples 0 ... count - 1 of a seed."""
         for at in range(0, count, batch):
             size = min(batch, count - at)
@@ -86,14 +82,14 @@ class Sampler:
             yield latents
 
     @cached_property
-    def _deviation(self) -> Latents:
+    def _deviation(self) -> Float32Array:
         """Gamma in the latents' own units: a second stage over a deterministic first one saw them standardised."""
         if self.run.recipe.first_stage == "vae":
             return np.array([self.gamma], np.float32)
         return np.array(self.gamma * np.sqrt(self.run.diagnostics["aggregate_variance"]), np.float32)
 
     @cached_property
-    def _many(self) -> Latents:
+    def _many(self) -> Float32Array:
         return np.concatenate(list(self.latents(0, DRAWS, 1000)))
 
     def normalisation(self, mode: str) -> Normalisation | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import RunError
-from training.record.files import replacing
+from training.files import replacing
 from training.record.plots import NEGLECTED, USED
 from training.record.run import Run
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy import linalg
 
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Features, Images
+from training.evaluation.extractors import Extractor
+from training.types import Float32Array, Float64Array, UInt8Array
 
-Floats = npt.NDArray[np.float64]
 NEIGHBOURS = 3  # k of precision and recall, which take more pictures than that
 
 
@@ -29,15 +28,15 @@ class Statistics:
     """
 
     count: int
-    mean: Floats
-    covariance: Floats
-    features: Features
+    mean: Float64Array
+    covariance: Float64Array
+    features: Float32Array
 
     @cached_property
-    def root(self) -> Floats:
+    def root(self) -> Float64Array:
         """The covariance's symmetric root, [f, f]."""
         values, vectors = linalg.eigh(self.covariance)
-        root: Floats = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        root: Float64Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         return root
 
 
@@ -52,7 +51,7 @@ class Moments:
         self.mean = np.zeros(size)
         self.scatter = np.zeros((size, size))
 
-    def add(self, rows: Features) -> None:
+    def add(self, rows: Float32Array) -> None:
         """Take in rows [n, size], n of any size but 0."""
         values = rows.astype(np.float64)
         mean = values.mean(axis=0)
@@ -64,12 +63,12 @@ class Moments:
         self.count = total
 
     @property
-    def covariance(self) -> Floats:
+    def covariance(self) -> Float64Array:
         """The unbiased covariance, [size, size]."""
         return self.scatter / (self.count - 1)
 
 
-def collect(extractor: Extractor, batches: Iterable[Images], keep: bool = True) -> Statistics:
+def collect(extractor: Extractor, batches: Iterable[UInt8Array], keep: bool = True) -> Statistics:
     """Return the statistics of pictures that come in batches; `keep` holds on to their features."""
     moments = Moments(extractor.size)
     kept = [np.empty((0, extractor.size), np.float32)]

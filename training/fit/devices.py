@@ -1,11 +1,11 @@
 """Data parallelism: each minibatch of a stage shared out among the devices of a machine, or among machines.
 
-This is the one module of `training` that asks a backend by name: how devices work together is what Keras
+This module and `model.replicas` alone ask for a backend by name: how devices work together is what Keras
 leaves to them. Everything is imported late, and only what the chosen backend needs.
 
 The shares together are one minibatch: batch norm, noise and the balance policy see all of it, so that the
 number of devices changes a result by rounding alone. On JAX that is how sharding works; on TensorFlow it is what
-`normal_like`, `mean` and synchronised batch norm are for.
+`model.replicas` and synchronised batch norm are for.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import keras
 from keras import ops
 
 from training.errors import TrainingError
+from training.model.replicas import replicas
 
 
 @contextmanager
-def spread(wanted: str, size: int) -> Iterator[None]:
+def strategy_scope(wanted: str, size: int) -> Iterator[None]:
     """Build and train what the block builds and trains on several devices, each minibatch shared out.
 
     TensorFlow mirrors the weights (MirroredStrategy), on several machines where TF_CONFIG names them
@@ -63,7 +64,7 @@ def workers() -> int:
     return max(1, len(cluster.get("chief", [])) + len(cluster.get("worker", [])))
 
 
-def first() -> bool:
+def is_chief() -> bool:
     """Tell whether this process is the one, of several on several machines, whose run directory is kept."""
     config = _config()
     task = config.get("task", {})
@@ -77,7 +78,7 @@ def run_directory(out: Path) -> Iterator[Path]:
 
     All do the same and write the same, so that none waits for what only another does; one's files are kept.
     """
-    if first():
+    if is_chief():
         yield out
         return
     with TemporaryDirectory(prefix="train-vae-") as scratch:
@@ -87,41 +88,6 @@ def run_directory(out: Path) -> Iterator[Path]:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(out / name, copy)
         yield Path(scratch, "run")
-
-
-def replicas() -> int:
-    """Return how many replicas the code at hand is run in: its gradients will be summed over them."""
-    if str(keras.backend.backend()) != "tensorflow":
-        return 1
-    import tensorflow
-
-    return int(tensorflow.distribute.get_strategy().num_replicas_in_sync)
-
-
-def normal_like(x: Any, seed: keras.random.SeedGenerator) -> Any:
-    """Return standard normal noise of x's shape [n, ...]: a replica's rows of the whole minibatch's noise.
-
-    All replicas' seeds are the same; without this they would draw the same noise.
-    """
-    shape = ops.shape(x)
-    if replicas() == 1:
-        return keras.random.normal(shape, seed=seed)
-    import tensorflow
-
-    at = tensorflow.distribute.get_replica_context().replica_id_in_sync_group
-    whole = keras.random.normal((shape[0] * replicas(), *shape[1:]), seed=seed)
-    return whole[at * shape[0] : (at + 1) * shape[0]]
-
-
-def mean(value: Any) -> Any:
-    """Return the mean of a replica's value over all replicas. No gradient flows through it."""
-    value = ops.stop_gradient(value)
-    if replicas() == 1:
-        return value
-    import tensorflow
-
-    context = tensorflow.distribute.get_replica_context()
-    return context.all_reduce(tensorflow.distribute.ReduceOp.MEAN, value)
 
 
 def adapt(model: keras.Model) -> None:

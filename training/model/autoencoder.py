@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import keras
 from keras import ops
 
-from training.fit import devices
 from training.model.balance import Balance
+from training.model.replicas import all_reduce_mean, normal_like, replicas
 from training.model.tangent import along
 
 LOG_2PI = math.log(2 * math.pi)
@@ -20,14 +20,14 @@ def xla() -> bool:
     return str(keras.backend.backend()) == "jax"
 
 
-class Blown(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
+class NonFiniteTerms(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
     """Which of a loss's terms were not finite, in the first minibatch where any was not: bit i is term i.
 
     Counting in the graph names the culprit exactly, and costs no look at the device at every minibatch.
     """
 
     def __init__(self, terms: int) -> None:
-        super().__init__(name="blown")
+        super().__init__(name="non_finite")
         self.flags = self.add_variable((terms,), "zeros", name="flags")  # summed over devices: 0 or above
 
     def update_state(self, terms: Any) -> None:
@@ -40,6 +40,14 @@ class Blown(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
         return ops.sum(ops.where(self.flags > 0, 2.0 ** ops.arange(self.flags.shape[0], dtype="float32"), 0.0))
 
 
+class Options(TypedDict, total=False):
+    """What every autoencoder takes besides its networks and its loss; Autoencoder says what each is."""
+
+    input_scale: float
+    seed: int
+    dtype: str
+
+
 class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
     """An encoder and a decoder, trained together.
 
@@ -48,28 +56,33 @@ class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
     Args:
         encoder: x -> statistics of the latent, each [n, latent].
         decoder: z [n, latent] -> a reconstruction shaped like x.
-        peak: The value of x that stands for 1: 255 for uint8 images, 1 for latents.
+        input_scale: The value of x that stands for 1: 255 for uint8 images, 1 for latents.
         seed: Seeds the latent noise.
-        options: Keras' own: dtype, the networks' precision, has small floats' losses scaled.
+        dtype: The networks' precision; that of small floats has losses scaled.
     """
 
     TERMS: tuple[str, ...]
 
     def __init__(
-        self, encoder: keras.Model, decoder: keras.Model, peak: float = 1.0, seed: int = 0, **options: Any
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        input_scale: float = 1.0,
+        seed: int = 0,
+        dtype: str = "float32",
     ) -> None:
-        super().__init__(**options)
+        super().__init__(dtype=dtype)
         self.encoder = encoder
         self.decoder = decoder
-        self.peak = peak
+        self.input_scale = input_scale
         self.noise = keras.random.SeedGenerator(seed)
         self.means = {name: keras.metrics.Mean(name) for name in self.TERMS}
-        self.blown = Blown(len(self.TERMS))
+        self.non_finite = NonFiniteTerms(len(self.TERMS))
         self.built = True
 
     def scale(self, x: Any) -> Any:
         """Return x as float32 in the decoder's range."""
-        return ops.cast(x, "float32") / self.peak
+        return ops.cast(x, "float32") / self.input_scale
 
     def compute_loss(
         self,
@@ -85,8 +98,8 @@ class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
             loss = loss + penalty
         for name, value in zip(self.TERMS, terms, strict=True):
             self.means[name].update_state(value)
-        self.blown.update_state(terms)
-        return loss / devices.replicas()  # gradients are summed over replicas
+        self.non_finite.update_state(terms)
+        return loss / replicas()  # gradients are summed over replicas
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
         """Return the loss of a minibatch [n, ...] in the decoder's range, and TERMS' values: all scalars."""
@@ -110,7 +123,12 @@ class VAE(Autoencoder):
     TERMS = ("mse", "kl", "gamma")
 
     def __init__(
-        self, encoder: keras.Model, decoder: keras.Model, balance: Balance, kl_weight: float = 1.0, **options: Any
+        self,
+        encoder: keras.Model,
+        decoder: keras.Model,
+        balance: Balance,
+        kl_weight: float = 1.0,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(encoder, decoder, **options)
         self.balance = balance
@@ -120,13 +138,13 @@ class VAE(Autoencoder):
     def call(self, x: Any, training: bool = False) -> tuple[Any, Any, Any]:
         """Return (reconstruction, mean, log_sd) with z drawn once from each posterior."""
         mean, log_sd = self.encoder(self.scale(x), training=training)
-        z = mean + ops.exp(log_sd) * devices.normal_like(mean, self.noise)
+        z = mean + ops.exp(log_sd) * normal_like(mean, self.noise)
         return self.decoder(z, training=training), mean, log_sd
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
         reconstruction, mean, log_sd = outputs
         mse = ops.mean(ops.square(x - reconstruction))
-        gamma, share = self.balance(devices.mean(mse), training=training)
+        gamma, share = self.balance(all_reduce_mean(mse), training=training)
         values = math.prod(reconstruction.shape[1:])
         likelihood = values * (mse / (2 * ops.square(gamma)) + ops.log(gamma) + 0.5 * LOG_2PI)
         divergence = 0.5 * (ops.square(mean) + ops.exp(2 * log_sd) - 2 * log_sd - 1)
@@ -162,7 +180,7 @@ class RAE(Autoencoder):
         embedding: float,
         regulariser: str,
         regularisation: float,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(encoder, decoder, **options)
         self.embedding = embedding
@@ -174,7 +192,7 @@ class RAE(Autoencoder):
         z = self.encoder(self.scale(x), training=training)
         if self.regulariser != "gp":
             return self.decoder(z, training=training), z
-        reconstruction, slope = along(self.decoder, z, devices.normal_like(z, self.noise), training)
+        reconstruction, slope = along(self.decoder, z, normal_like(z, self.noise), training)
         return reconstruction, z, slope
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:

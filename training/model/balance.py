@@ -24,8 +24,8 @@ class Balance(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
     A subclass says what gamma is; the share is 1 unless it says otherwise.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(dtype="float32", **options)
+    def __init__(self) -> None:
+        super().__init__(dtype="float32")
 
     def call(self, mse: Any, training: bool = False) -> tuple[Any, Any]:
         """Return (gamma, share), float32 scalars; only training moves a policy's state."""
@@ -51,8 +51,8 @@ class Computed(Balance):
         minimum: Whether m may only fall; without, it is the running mean itself.
     """
 
-    def __init__(self, momentum: float = 0.99, minimum: bool = True, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, momentum: float = 0.99, minimum: bool = True) -> None:
+        super().__init__()
         self.momentum = momentum
         self.minimum = minimum
 
@@ -85,8 +85,8 @@ class Fixed(Balance):
         value: gamma.
     """
 
-    def __init__(self, value: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
         self.value = value
 
     def gamma(self, mse: Any, training: bool) -> Any:
@@ -101,8 +101,8 @@ class Annealed(Fixed):
         steps: Minibatches until the share is 1; it rises linearly.
     """
 
-    def __init__(self, value: float = 1.0, steps: int = 1, **options: Any) -> None:
-        super().__init__(value, **options)
+    def __init__(self, value: float = 1.0, steps: int = 1) -> None:
+        super().__init__(value)
         self.steps = steps
 
     def build(self, shape: Any) -> None:

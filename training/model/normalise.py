@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from training.types import Float32Array
 
 MODES = ("none", "scalar", "per-dimension")
 DRAWS = 100_000
 EVIDENT = 0.25  # loss of variance above which the paper's code normalises
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Normalisation:
     """
 
     mode: str
-    scale: Floats
-    shift: Floats
+    scale: Float32Array
+    shift: Float32Array
     draws: int
 
     def card(self) -> dict[str, Any]:
@@ -50,7 +49,7 @@ class Normalisation:
         return {"mode": self.mode, "scale": self.scale.tolist(), "shift": self.shift.tolist(), "draws": self.draws}
 
 
-def fit(mode: str, latents: Floats, mean: list[float], variance: list[float]) -> Normalisation:
+def fit(mode: str, latents: Float32Array, mean: list[float], variance: list[float]) -> Normalisation:
     """Fit the constants that take generated latents to the aggregate posterior.
 
     Args:
@@ -72,7 +71,7 @@ def fit(mode: str, latents: Floats, mean: list[float], variance: list[float]) ->
     return Normalisation(mode, scale.astype(np.float32), shift.astype(np.float32), len(latents))
 
 
-def variance_loss(latents: Floats, known: dict[str, Any], error: float, standardised: bool) -> float:
+def variance_loss(latents: Float32Array, known: dict[str, Any], error: float, standardised: bool) -> float:
     """Return by how much generated latents vary less than the posteriors' means, in units of stage 2's own error.
 
     (mean_i Var[mean_i] - mean_i Var[z_i]) / mse: the paper's code normalises where this is above EVIDENT.

@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of samples, what stage 1 does to the data, and every plot at a training's end."""
+"""UInt8Array of a run: grids of samples, what stage 1 does to the data, and every plot at a training's end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import ops
 from PIL import Image
 
 from training.data.dataset import Splits
+from training.files import replacing
 from training.record import plots
-from training.record.files import replacing
 from training.record.run import Run
-
-Floats = npt.NDArray[np.floating[Any]]
-Pictures = npt.NDArray[np.uint8]
+from training.types import Float32Array, Float64Array, IndexArray, UInt8Array
 
 PAIRS = 64  # pictures shown beside their reconstructions
 ROWS, STEPS = 8, 10  # interpolations, and pictures in each, both ends included
@@ -55,12 +52,12 @@ def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
     interpolations(run.path / "samples" / "interpolations.png", networks, ends)
 
 
-def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:
+def _spread(count: int, wanted: int) -> IndexArray:
     """Return indices all over `count` pictures: where a file sorts them by class, the first are all alike."""
     return np.linspace(0, count - 1, min(count, wanted)).astype(np.intp)
 
 
-def grid(path: Path, images: Pictures, columns: int = 0) -> None:
+def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
     """Write images [n, h, w, c] as one PNG, in rows of so many columns; 0: as square as can be."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -73,7 +70,7 @@ def grid(path: Path, images: Pictures, columns: int = 0) -> None:
         Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(part, "PNG")
 
 
-def reconstructions(path: Path, networks: keras.Model, images: Pictures) -> None:
+def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> None:
     """Write pairs: each of uint8 images [n, h, w, c], and right of it its reconstruction from the latent's mean."""
     decoded = to_uint8(networks(images / np.float32(255), training=False)[0])
     gap = max(images.shape[1] // 8, 2)
@@ -81,7 +78,7 @@ def reconstructions(path: Path, networks: keras.Model, images: Pictures) -> None
     grid(path, np.pad(pairs, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255))
 
 
-def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
+def interpolations(path: Path, networks: keras.Model, images: UInt8Array) -> None:
     """Write rows of pictures decoded between the latents of each two of uint8 images [n, h, w, c], ends included."""
     latents = ops.convert_to_numpy(networks(images / np.float32(255), training=False)[1])
     pairs = len(images) // 2
@@ -90,7 +87,7 @@ def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
     grid(path, to_uint8(decoded), STEPS)
 
 
-def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]:
+def spherical(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
     """Return latents [n, steps, size] from start to end, both [n, size].
 
     The straight line between them, stretched to the ends' length: in many dimensions the line itself passes
@@ -103,12 +100,12 @@ def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]
     return (line * wanted / np.maximum(_length(line), 1e-12)).astype(np.float32)
 
 
-def _length(latents: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    length: npt.NDArray[np.float64] = np.linalg.norm(latents, axis=-1, keepdims=True)
+def _length(latents: Float64Array) -> Float64Array:
+    length: Float64Array = np.linalg.norm(latents, axis=-1, keepdims=True)
     return length
 
 
-def to_uint8(images: Any) -> Pictures:
+def to_uint8(images: Any) -> UInt8Array:
     """Return images in [0, 1] as uint8, rounded."""
-    values: npt.NDArray[np.float32] = ops.convert_to_numpy(images)
+    values: Float32Array = ops.convert_to_numpy(images)
     return np.rint(values * 255).astype(np.uint8)

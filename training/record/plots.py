@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.fit.stage import ACTIVE_BELOW
-from training.record.files import replacing
-from training.record.run import Record
+from training.files import replacing
+from training.model.latents import ACTIVE_BELOW
+from training.types import Float64Array, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-Floats = npt.NDArray[np.floating[Any]]
 
 USED, NEGLECTED, REFERENCE = "#2a6f97", "#e07a3f", "#8d99a6"
 TICKS = [digit * 10.0**exponent for exponent in range(-9, 10) for digit in (1, 2, 5)]  # of logarithmic axes
@@ -65,7 +62,7 @@ def _titles(axis: Axes, title: str, hint: str) -> None:
     axis.annotate(hint, (0, 1), (0, 7), "axes fraction", "offset points", fontsize=9, color=SOFT)
 
 
-def variances(path: Path, variance: Floats) -> None:
+def variances(path: Path, variance: Float64Array) -> None:
     """Plot the histogram of the latents' mean posterior variances [latents] (figure 5)."""
     edges = np.linspace(0, 1.25, 26)
     counts = np.histogram(np.minimum(variance, edges[-2]), edges)[0]

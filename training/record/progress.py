@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-if TYPE_CHECKING:  # the data is checked, and told of, before Keras is imported
-    from training.fit.stage import Schedule
-    from training.record.run import Record
+from training.record.stage import Schedule  # not of Keras: the data is checked, and told of, before that is imported
+from training.types import Record
 
 REFRESH = 0.25  # seconds; reading a loss waits for the device, so not every step is shown
 
@@ -29,7 +28,7 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
-class Watch:
+class ProgressDisplay:
     """Show how training goes, on stderr."""
 
     def __init__(self) -> None:
@@ -54,7 +53,7 @@ class Watch:
             expand=True,
         )
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressDisplay:
         self.progress.start()
         return self
 
@@ -110,13 +109,13 @@ class Watch:
 class _TwoLines(Progress):
     """The bar, and what is measured below it: both would not fit a terminal of 80 columns."""
 
-    def __init__(self, watch: Watch, *columns: Any, **options: Any) -> None:
-        self.watch = watch
+    def __init__(self, display: ProgressDisplay, *columns: Any, **options: Any) -> None:
+        self.display = display
         super().__init__(*columns, **options)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self.watch.numbers)
+        yield Text(self.display.numbers)
 
 
 def _numbers(values: dict[str, Any]) -> str:

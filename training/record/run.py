@@ -29,10 +29,10 @@ import keras
 import numpy as np
 
 from training.errors import RunError
-from training.recipe import Recipe
-from training.record.files import append_line, make_folder, replacing, write_json, writing
-
-Record = dict[str, Any]
+from training.files import append_line, make_folder, replacing, write_json, writing
+from training.recipe import PRIORS, Recipe
+from training.record.stage import Position
+from training.types import Record
 
 
 class Run:
@@ -178,14 +178,14 @@ class Run:
         with replacing(self.path / f"{name}.jsonl") as part:
             part.write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def save_state(self, stage: int, variables: list[Any], position: Record) -> None:
+    def save_state(self, stage: int, variables: list[Any], position: Position) -> None:
         """Save what resuming a stage needs: Keras variables, in order, and where training stands."""
         arrays: dict[str, Any] = {f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)}
-        arrays["position"] = np.frombuffer(json.dumps(position).encode(), np.uint8)
+        arrays["position"] = np.frombuffer(position.to_json(), np.uint8)
         with replacing(self._state(stage)) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def load_state(self, stage: int, variables: list[Any]) -> Record | None:
+    def load_state(self, stage: int, variables: list[Any]) -> Position | None:
         """Restore what `save_state` saved; None where there is nothing to resume.
 
         Raises:
@@ -200,18 +200,16 @@ class Run:
                     raise ValueError(f"{len(arrays.files) - 1} arrays instead of {len(variables)}")
                 for index, variable in enumerate(variables):
                     variable.assign(arrays[f"{index:05d}"])
-                position: Record = json.loads(arrays["position"].tobytes())
-                return position
+                return Position.from_json(arrays["position"].tobytes())
         except Exception as error:  # zipfile, zlib, numpy and Keras each have their own for broken bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"cannot resume from {path}: {reason}; delete it to train stage {stage} anew") from None
 
-    def saved_position(self, stage: int) -> Record | None:
+    def saved_position(self, stage: int) -> Position | None:
         """Return where the saved state of a stage stands; None where there is none."""
         try:
             with np.load(self._state(stage), allow_pickle=False) as arrays:
-                position: Record = json.loads(arrays["position"].tobytes())
-                return position
+                return Position.from_json(arrays["position"].tobytes())
         except FileNotFoundError:
             return None
 
@@ -242,6 +240,27 @@ class Run:
             RunError: they are missing or damaged.
         """
         return load_model(self.network_path(stage))
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        """The names of the priors that are there, the standard normal first."""
+        here = {name: self.network_path(2) if name == "second-stage" else self.prior_path(name) for name in PRIORS}
+        return ("normal", *(name for name, path in here.items() if path.exists()))
+
+    def prior(self, name: str) -> keras.Model:
+        """Return a prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].
+
+        noise_size is latent_dim, and one more for "gmm", whose last column chooses the component.
+
+        Raises:
+            RunError: the run has no such prior.
+        """
+        if name == "second-stage":
+            return self.load_networks(2).get_layer("decoder")
+        if name == "normal":
+            noise = keras.Input((self.recipe.latent_dim,), name="noise")
+            return keras.Model(noise, noise, name="normal")
+        return load_model(self.prior_path(name))
 
 
 def _backend() -> str:

@@ -1,4 +1,4 @@
-"""Training as TensorBoard shows it: events beside the run's own records, and told to several watchers at once."""
+"""Training as TensorBoard shows it: events beside the run's own records."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from training.fit.stage import Schedule, Watcher
-from training.record.files import writing
-from training.record.run import Record, Run
+from training.files import writing
+from training.record.run import Run
+from training.record.stage import Schedule
+from training.types import Record
 
 _POSITION = ("stage", "epoch", "images")  # where a record belongs, not what was measured
 
 
-class Board:
+class TensorBoardWriter:
     """Write every epoch's record to TensorBoard, in run.path/tensorboard.
 
     Scalars go to stage1/NAME and stage2/NAME, against the pictures (or latents) seen; the latents' mean
@@ -36,7 +37,7 @@ class Board:
         self.folder = run.path / "tensorboard"
         self.writer: EventsWriter | None = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TensorBoardWriter:
         return self
 
     def __exit__(
@@ -90,18 +91,3 @@ class Board:
         if grid.exists():
             with Image.open(grid) as picture:
                 yield summary.image(f"{stage}/samples", np.asarray(picture.convert("RGB")), dataformats="HWC")
-
-
-class Watchers:
-    """Several watchers as one; each is told in turn."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self.watchers = watchers
-
-    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
-        for watcher in self.watchers:
-            watcher.step(schedule, epoch, images, logs)
-
-    def epoch(self, schedule: Schedule, record: Record) -> None:
-        for watcher in self.watchers:
-            watcher.epoch(schedule, record)

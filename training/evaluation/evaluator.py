@@ -1,4 +1,4 @@
-"""What to measure, and the judge that compares sets of pictures with the reference: a flat record each."""
+"""What to measure, and the evaluator that compares sets of pictures with the reference: a flat record each."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from training.errors import DataError
 from training.evaluation import distances
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, collect, too_few
-from training.record.run import Record
+from training.types import Record, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Plan:
     batch: int = 50
 
 
-class Judge:
+class Evaluator:
     """Compares sets of pictures with the reference.
 
     Attributes:
@@ -81,12 +80,12 @@ class Judge:
         through = partial(self._shown, label="reference", count=len(reference))
         self.known = statistics(reference, extractor, plan.cache, plan.batch, through)
 
-    def __call__(self, batches: Iterable[Images], count: int, name: str, **protocol: Any) -> Record:
+    def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
         plan = self.plan
         label = " ".join([name, *(str(value) for value in protocol.values())])
         found = collect(self.extractor, self._shown(batches, label, count), keep=plan.kid or plan.precision_recall)
-        record = {"metric": self.extractor.metric, "set": name, **protocol}
+        record: Record = {"metric": self.extractor.metric, "set": name, **protocol}
         record["value"] = None if self.no_distance else distances.frechet(self.known, found)
         if plan.kid:
             size = distances.subset_size(self.known.count, found.count)
@@ -103,7 +102,7 @@ class Judge:
             "extractor": self.extractor.card(),
         }
 
-    def _shown(self, batches: Iterable[Images], label: str, count: int) -> Iterable[Images]:
+    def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:
         """Pass batches on, with a bar on stderr where that is a terminal."""
         total = math.ceil(count / self.plan.batch)
         return track(batches, label, total, console=self.console, disable=not self.console.is_terminal)
