@@ -8,18 +8,13 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from training.commands import needs
 from training.errors import TrainingError
 from training.fit.execution import Execution
-from training.recipe import Recipe
 from training.recipes import RECIPES, recipe
-
-if TYPE_CHECKING:
-    from training.data.dataset import Splits
 
 
 def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
@@ -106,7 +101,8 @@ def main(
     (default), jax or torch, once for all of a run.
     """
     from training.data.dataset import load_data
-    from training.record.progress import reading
+    from training.fit.stop import Stopped, StopRequest
+    from training.record.progress import ProgressDisplay, reading
 
     try:
         resolved = recipe(name).set(settings)
@@ -124,28 +120,19 @@ def main(
             for key, value in resolved.to_dict().items():
                 click.echo(f"{key} = {','.join(map(str, value)) if isinstance(value, list) else value}")
             return
-        _train(resolved, splits, out, save_every, steps_per_execution, devices)
-    except TrainingError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:  # whatever writes or reads says what itself; this is the rest
-        raise click.ClickException(f"cannot use {error.filename or out}: {error.strerror or error}") from None
-    click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)
+        from training.fit.devices import workers
+        from training.fit.two_stage import train
 
-
-def _train(
-    resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, wanted: str
-) -> None:
-    from training.fit import devices
-    from training.fit.stop import Stopped, StopRequest
-    from training.fit.two_stage import train
-    from training.record.progress import ProgressDisplay
-
-    execution = Execution(save_every, steps_per_execution, wanted)
-    stop = StopRequest()
-    try:
-        listening = stop.listening() if devices.workers() == 1 else nullcontext()  # else a signal ends it at once
+        stop = StopRequest()
+        execution = Execution(save_every, steps_per_execution, devices)
+        listening = stop.listening() if workers() == 1 else nullcontext()  # else a signal ends it at once
         with listening, ProgressDisplay() as display:
             train(resolved, splits, out, observer=display, stop=stop, execution=execution)
     except Stopped as stopped:
         click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
         sys.exit(128 + stopped.signal)
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:  # whatever writes or reads says what itself; this is the rest
+        raise click.ClickException(f"cannot use {error.filename or out}: {error.strerror or error}") from None
+    click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)

@@ -89,13 +89,7 @@ def cifar10() -> Recipe:
 def cifar10_learned() -> Recipe:
     """Table 1, learned gamma (Dai & Wipf): - / 76.7 / 72.9. GPU: 1.5 h, 2 cores: 10 days."""
     return replace(
-        cifar10(),
-        balance="learned",
-        balance2="learned",
-        epochs=1000,
-        halve_every=300,
-        epochs2=2000,
-        halve_every2=600,
+        cifar10(), balance="learned", balance2="learned", epochs=1000, halve_every=300, epochs2=2000, halve_every2=600
     )
 
 
@@ -153,11 +147,7 @@ def celeba() -> Recipe:
 @named
 def celeba_learned() -> Recipe:
     """Table 4, learned gamma (Dai & Wipf): - / 60.5 / 44.4. GPU: 1.5 h, 2 cores: 15 days."""
-    return replace(
-        celeba_model1_learned(),
-        epochs=120,
-        epochs2=300,
-    )
+    return replace(celeba_model1_learned(), epochs=120, epochs2=300)
 
 
 @named
@@ -173,16 +163,7 @@ def celeba_fixed() -> Recipe:
 @named
 def celeba_model1() -> Recipe:
     """Table 3, model 1, computed gamma: 4 scales, 64 latents, no l2, k still 1. GPU: 1 h, 2 cores: 9 days."""
-    return replace(
-        celeba(),
-        kl_weight=1.0,
-        l2_down=0.0,
-        l2_up=0.0,
-        lr=1e-4,
-        halve_every=48,
-        lr2=1e-4,
-        halve_every2=120,
-    )
+    return replace(celeba(), kl_weight=1.0, l2_down=0.0, l2_up=0.0, lr=1e-4, halve_every=48, lr2=1e-4, halve_every2=120)
 
 
 @named

@@ -40,18 +40,18 @@ class Plan:
     """
 
     extractor: Path
-    inception: bool = False
-    count: int = 10_000
-    split: str = "train"
-    cache: Path | None = None
-    priors: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()
-    kid: bool = True
-    precision_recall: bool = True
-    latent_noise: bool = False
-    seed: int = 0
-    snapshots: bool = False
-    batch: int = 50
+    inception: bool
+    count: int
+    split: str
+    cache: Path | None
+    priors: tuple[str, ...]
+    modes: tuple[str, ...]
+    kid: bool
+    precision_recall: bool
+    latent_noise: bool
+    seed: int
+    snapshots: bool
+    batch: int
 
 
 class Evaluator:

@@ -147,6 +147,18 @@ def _whole(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
 
 
+def distances(path: Path, metric: str, curves: dict[str, dict[int, float]]) -> None:
+    """Plot distances over the epochs of stage 1, a curve by its name: epoch -> distance (figure 2)."""
+    with _figure(path, 10, 4.5) as figure:
+        axis = figure.subplots()
+        for (name, points), color in zip(curves.items(), (USED, NEGLECTED), strict=True):
+            axis.plot(list(points), list(points.values()), "o-", color=color, markersize=4, label=name)
+        axis.set_ylim(0, 1.08 * axis.dataLim.ymax)
+        axis.set_ylabel(metric)
+        axis.legend()
+        _epochs(axis)
+
+
 def history(path: Path, records: list[Record]) -> None:
     """Plot the terms of the loss, the balance and the latents over the epochs: a row a stage."""
     stages = [[record for record in records if record["stage"] == stage] for stage in (1, 2)]
@@ -185,25 +197,16 @@ def _error(axis: Axes, stage: list[Record]) -> None:
     _titles(axis, f"Stage {stage[0]['stage']}: error", hint)
 
 
-def _divergence(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "kl")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("nats per item")
-    _titles(axis, "KL divergence", "information in the latents; 0: none")
+def _plain(name: str, label: str, title: str, hint: str) -> Callable[[Axes, list[Record]], None]:
+    """Return a panel of one curve, from zero on."""
 
+    def panel(axis: Axes, stage: list[Record]) -> None:
+        _curve(axis, stage, name)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(label)
+        _titles(axis, title, hint)
 
-def _embedding(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "embedding")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("|z|² / 2")
-    _titles(axis, "Latents' length", "levels off; grows: weight too small")
-
-
-def _penalty(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "penalty")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("before its weight")
-    _titles(axis, "Decoder's penalty", "levels off; grows: weight too small")
+    return panel
 
 
 def _gamma(axis: Axes, stage: list[Record]) -> None:
@@ -238,9 +241,9 @@ def _law(axis: Axes, stage: list[Record]) -> None:
 
 _PANELS: tuple[tuple[str, Callable[[Axes, list[Record]], None]], ...] = (
     ("mse", _error),
-    ("kl", _divergence),
-    ("embedding", _embedding),
-    ("penalty", _penalty),
+    ("kl", _plain("kl", "nats per item", "KL divergence", "information in the latents; 0: none")),
+    ("embedding", _plain("embedding", "|z|² / 2", "Latents' length", "levels off; grows: weight too small")),
+    ("penalty", _plain("penalty", "before its weight", "Decoder's penalty", "levels off; grows: weight too small")),
     ("gamma", _gamma),
     ("active", _active),
     ("variance_law", _law),
