@@ -1,13 +1,13 @@
 """Train autoencoders whose reconstruction/KL balance is computed, and their competitors: images -> a run directory.
 
-A package lies above those that it may import:
+The subpackages, each of which imports only those below it:
 
 cli, evaluation   the commands train-vae and evaluate-vae
-fit               training that survives: both stages, in pieces, on one device or several
-record            what is kept of a run, and what is seen of it
-model, data       the paper, in Keras; pictures -> minibatches. Neither knows the other.
+fit               training of both stages, resumable, on one device or several
+record            the run directory, progress, figures, TensorBoard
+model, data       the paper, in Keras; pictures -> minibatches. Neither imports the other.
 recipes, recipe   the named recipes, and what a recipe is
-files, errors     files that are whole or not there; what can go wrong
+files, errors     files that survive a power cut; what can go wrong
 
 >>> from pathlib import Path
 >>> from training import RECIPES, train
@@ -15,7 +15,7 @@ files, errors     files that are whole or not there; what can go wrong
 >>> run.history()[-1]["mse"]
 
 Networks and training use `keras` and `keras.ops` only, so KERAS_BACKEND=jax or torch trains as well. Importing
-`training` itself sets no environment variable and loads no Keras; that waits until something is used.
+`training` itself sets no environment variable and loads no Keras: that happens when a name is first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Keras' backend is told by the environment, which it reads once: when it is imported."""
+"""Environment variables of Keras and TensorFlow. Both read them once, when they are imported."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 
 
 def set_defaults() -> None:
-    """Set the environment variables that Keras and TensorFlow read, where the user has not.
+    """Set our defaults for the variables that the user has not set.
 
-    Every room that uses Keras calls this as it is imported, before anything in it imports Keras.
+    Every subpackage that uses Keras calls this in its __init__, which runs before anything in it imports Keras.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow leaves oneDNN off on processors without AVX-512, where it trains three times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    # A resumed run is the run that was not stopped, bit by bit.
+    # A resumed run must be equal, bit by bit, to one that was never stopped.
     os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")

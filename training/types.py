@@ -1,4 +1,4 @@
-"""The types of what passes between rooms: arrays by their dtype, and records."""
+"""Types that several packages share: arrays by their dtype, and records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that were kept as arrays: CIFAR-10's binary files, IDX (MNIST and its kin), .npy and .npz."""
+"""Pictures stored as arrays: CIFAR-10's binary files, IDX files (MNIST and others), .npy and .npz."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDX_NAME = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
 IDX_HEADER = struct.Struct(">IIII")  # magic, pictures, rows, columns
 IDX_MAGIC = 0x0803  # unsigned bytes in three dimensions
 
-# What .npz files of pictures call them: Keras' own sets, MedMNIST, and np.savez.
+# Names of the pictures in .npz files: those of Keras' data sets, MedMNIST and np.savez.
 NPZ_NAMES = {
     "train": ("images", "x_train", "train_images", "arr_0"),
     "validation": ("x_val", "val_images"),
@@ -38,15 +38,15 @@ NPZ_NAMES = {
 
 
 class Arrays:
-    """Pictures of a split each in one array.
+    """A picture source with one array for each split.
 
     Args:
         kind: The format's name.
-        files: What holds them.
-        read: Gives the arrays by split, uint8 [count, height, width, channels].
-        recipe: What to make of them.
-        cache: Knows the digests of large files.
-        packed: Whether reading unpacks them.
+        files: The files that hold the arrays.
+        read: Returns the arrays by split, uint8 [count, height, width, channels].
+        recipe: How the pictures are cropped and resized.
+        cache: Remembers the digests of large files.
+        packed: Whether the files are compressed.
     """
 
     ignored = 0
@@ -82,7 +82,7 @@ class Arrays:
         return np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(self._parts.get(split, ())) for split in SPLITS])
 
     def stored_arrays(self) -> dict[str, UInt8Array] | None:
-        """Return the arrays by split where nothing has to be done to them."""
+        """Return the stored arrays by split if the recipe uses them unchanged; else None."""
         if self.packed or self.recipe.validation:
             return None
         wanted = (self.recipe.side, self.recipe.side, self.recipe.channels)
@@ -90,7 +90,7 @@ class Arrays:
         return self._parts if fit else None
 
     def identity(self) -> str:
-        """Return what changes when the files' names or bytes do."""
+        """Return a text that changes whenever a file's name or bytes do."""
         return "\n".join([self.kind, *(f"{file.name!a} {self.cache.digest(file)}" for file in self.files)])
 
     def label(self, index: int) -> str:
@@ -102,7 +102,7 @@ class Arrays:
         return self._row(index).tobytes()
 
     def picture(self, index: int) -> UInt8Array:
-        """Return a picture as the recipe says. One that has its size already is not cropped."""
+        """Return a picture as uint8 [side, side, channels]. One that has this shape already is not cropped."""
         row = self._row(index)
         if row.shape == (self.recipe.side, self.recipe.side, self.recipe.channels):
             return row
@@ -117,10 +117,10 @@ class Arrays:
 
 
 def find(path: Path, names: list[str], recipe: Recipe, cache: Cache) -> Arrays | None:
-    """Return the arrays that a file or a folder of so named files holds; None where it holds something else.
+    """Return the arrays that a file, or a folder with files of these names, holds; None if it holds something else.
 
     Raises:
-        DataError: they are damaged, or no pictures.
+        DataError: the arrays are damaged, or not pictures.
     """
     if path.suffix.lower() == ".npy":
         return Arrays(".npy", [path], lambda: {"train": _npy(path, str(path))}, recipe, cache)
@@ -195,7 +195,7 @@ def _idx_map(part: Path, file: Path) -> UInt8Array:
 
 
 def _npy(part: Path, name: str) -> UInt8Array:
-    """Map an array of pictures; `part` may be a copy of what `name` calls it."""
+    """Map the array of pictures in the file `part`; `name` is what errors call it."""
     wanted = "pictures are uint8 [count, height, width] or [count, height, width, 1, 3 or 4 channels]"
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(part, mode="r")  # cannot unpickle, unlike np.load
@@ -210,12 +210,12 @@ def _npy(part: Path, name: str) -> UInt8Array:
 
 @contextmanager
 def archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip, to be read by many threads.
+    """Open a zip that many threads can read.
 
     Raises:
-        DataError: it is none, or damaged.
+        DataError: the file is not a zip, or damaged.
     """
-    with path.open("rb") as file:  # opened here: an archive counts the readers of its own file, but not threads
+    with path.open("rb") as file:  # zipfile is only safe for threads with a file that it did not open itself
         try:
             opened = zipfile.ZipFile(file)
         except Exception as error:  # broken directories raise more than BadZipFile
@@ -247,7 +247,7 @@ def _member(members: zipfile.ZipFile, name: str, path: Path, cache: Cache) -> UI
 
 
 def _unpacked(cache: Cache, stream: IO[bytes], name: str, read: Callable[[Path], UInt8Array]) -> UInt8Array:
-    """Return what `read` maps of a compressed file's content: a file without a name, gone with the map.
+    """Unpack a stream to a file, and return what `read` maps of it. The file is removed; the map keeps its content.
 
     Raises:
         DataError: the content is damaged, or the folder cannot be written to.

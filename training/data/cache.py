@@ -1,4 +1,4 @@
-"""A folder of what can be computed again: it may be deleted at any time, and nothing damaged in it is believed."""
+"""A folder of results that can be computed again. It may be deleted at any time; damaged files are ignored."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STALE = 3600.0  # seconds without a write after which an unfinished file belong
 
 
 def default_folder() -> Path:
-    """Return where caches go unless --cache says otherwise: the user's cache folder."""
+    """Return the folder that is used without --cache, in the user's own cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "balanced-vae"
 
 
@@ -32,13 +32,15 @@ class Cache:
 
     @contextlib.contextmanager
     def writing(self, name: str = "") -> Iterator[IO[bytes]]:
-        """Give a new file, open for writing and reading. It gets its name when the block ends well, or is removed.
+        """Yield a new file, open for writing and reading, which gets its name when the block ends well.
+
+        Otherwise it is removed.
 
         Args:
-            name: Its name in the folder; without one it is removed in any case.
+            name: The file's name in the folder. Without one the file is removed in any case.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the folder cannot be written to.
         """
         part = None
         try:
@@ -62,7 +64,13 @@ class Cache:
     def remembered(
         self, about: str, compute: Callable[[], bytes], lasts: Callable[[bytes], bool] = lambda result: True
     ) -> bytes:
-        """Return what `compute` gives, or what it gave when last asked about the same, if that `lasts`."""
+        """Return what `compute` returns, or what it returned for the same `about` before.
+
+        Args:
+            about: A text that changes whenever the result might.
+            compute: Computes the result.
+            lasts: Whether a result may be remembered.
+        """
         name = f"{digest_of(about.encode()).hexdigest()}.note"
         with contextlib.suppress(OSError):
             data = (self.folder / name).read_bytes()
@@ -70,13 +78,13 @@ class Cache:
                 return data[DIGEST:]
         result = compute()
         if lasts(result):
-            # Where it cannot be written it is computed again next time.
+            # A result that cannot be written is computed again the next time.
             with contextlib.suppress(DataError), self.writing(name) as file:
                 file.write(digest_of(result).digest() + result)
         return result
 
     def digest(self, path: Path, offset: int = 0, length: int | None = None) -> str:
-        """Return the digest of a part of a file: read once, then known as long as the file is not touched."""
+        """Return the digest of a part of a file. It is remembered as long as the file is not touched."""
 
         def compute() -> bytes:
             digest, left = digest_of(), path.stat().st_size if length is None else length
@@ -90,7 +98,7 @@ class Cache:
         return self.remembered(f"{state(path)} {offset} {length}", compute).hex()
 
     def _sweep(self) -> None:
-        """Remove what killed processes left unfinished."""
+        """Remove unfinished files that killed processes left."""
         for part in self.folder.glob(".part-*"):
             with contextlib.suppress(OSError):  # another process was faster
                 if part.stat().st_mtime < time.time() - _STALE:
@@ -98,7 +106,7 @@ class Cache:
 
 
 def state(path: str | Path) -> str:
-    """Return what changes whenever a file is written to."""
+    """Return a text that changes whenever a file is written to."""
     facts = os.stat(path)
     return f"{os.path.abspath(path)!a} {facts.st_ino} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns}"
 

@@ -1,6 +1,6 @@
-"""What --data may be: a folder or a zip of picture files, CelebA as downloaded, or arrays.
+"""The sources that --data takes: a folder or a zip of picture files, CelebA as downloaded, or arrays.
 
-Nothing is ever unpacked from a zip to disk, and only pictures are read of it.
+A zip's pictures are read from the archive and never unpacked to disk; its other members are not read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # its offic
 
 
 class PictureSource(Protocol):
-    """Pictures by number, the train ones cut to the recipe's limit."""
+    """Numbered pictures; those of the train split are cut to the recipe's limit.
+
+    Attributes:
+        kind: The format, as in Report.
+        ignored: Files whose names are not those of pictures.
+    """
 
     kind: str
     ignored: int
@@ -41,19 +46,19 @@ class PictureSource(Protocol):
         """The official split of each picture, as an index into SPLITS: uint8 [count]."""
 
     def stored_arrays(self) -> dict[str, UInt8Array] | None:
-        """Return the pictures by split where they are arrays that nothing has to be done to."""
+        """Return the stored arrays by split if the recipe uses them unchanged; else None."""
 
     def identity(self) -> str:
-        """Return what changes when a name, a byte or a split does."""
+        """Return a text that changes whenever a name, a byte or a split does."""
 
     def label(self, index: int) -> str:
         """Return a picture's name in the source."""
 
     def fingerprint(self, index: int) -> bytes:
-        """Return what is the same for the same picture, whatever its name."""
+        """Return bytes that are equal for equal pictures, whatever their names."""
 
     def picture(self, index: int) -> UInt8Array:
-        """Return a picture as the recipe says. Raises whatever decoders raise."""
+        """Return a picture as uint8 [side, side, channels]. Any exception of a decoder may be raised."""
 
 
 class _Folder:
@@ -63,7 +68,7 @@ class _Folder:
     def read(self, name: str) -> bytes:
         path = os.path.join(self.path, name)
         facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would wait for ever
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait forever
             raise ValueError("not a file")
         _check_size(facts.st_size)
         with open(path, "rb") as file:
@@ -87,7 +92,7 @@ class _Zip:
 
     def read(self, name: str) -> bytes:
         _check_size(self.members[name].file_size)
-        return self.archive.read(self.members[name])  # never more bytes than the size that was checked
+        return self.archive.read(self.members[name])  # zipfile reads no more bytes than the size that was checked
 
     def state(self, names: list[str]) -> str:
         return "\n".join([state(self.path), *map(ascii, names)])
@@ -118,7 +123,7 @@ class _Files:
         kept = (splits != 0) | (np.cumsum(splits == 0) <= (recipe.limit or len(names)))
         self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
         self.splits = splits[kept]
-        # Reading every file tells what it is; as long as none is touched, that is known.
+        # Fingerprints take reading every file, so they are remembered as long as no file is touched.
         self.fingerprints = cache.remembered(
             container.state(self.names),
             lambda: b"".join(in_parallel(self._fingerprint, self.names, advance)),
@@ -126,7 +131,7 @@ class _Files:
         )
 
     def _partition(self, names: list[str]) -> tuple[str, str] | None:
-        """Find the official split's file in the source, or beside CelebA's own folder or zip: (path, text)."""
+        """Find the file of the official split in the source, or beside CelebA's folder or zip: (path, text)."""
         for wanted in PARTITIONS:
             for name in self.container.names:
                 if PurePosixPath(name).name == wanted:
@@ -141,15 +146,15 @@ class _Files:
         try:
             data = self.container.read(name)
         except OSError as error:
-            if error.errno is not None:  # another time it may be readable
+            if error.errno is not None:  # it may be readable the next time
                 return UNREADABLE
             data = why(error).encode()
-        except Exception as error:  # zipfile raises many on broken bytes; the reason stands for them
+        except Exception as error:  # zipfile raises many on broken bytes; the reason replaces them
             data = why(error).encode()
         return hashlib.blake2b(data, digest_size=WIDTH).digest()
 
     def stored_arrays(self) -> None:
-        """Files have to be decoded."""
+        """Return None: files have to be decoded."""
 
     def identity(self) -> str:
         rows = zip(self.names, self.splits.tolist(), strict=True)
@@ -167,7 +172,7 @@ class _Files:
 
 def _text(container: _Folder | _Zip, name: str) -> str:
     try:
-        return container.read(name).decode("utf-8-sig", "replace")  # what is no text is no line of it either
+        return container.read(name).decode("utf-8-sig", "replace")  # what does not decode as text fails as a line
     except Exception as error:
         raise DataError(f"cannot read {name}: {why(error)}") from None
 
@@ -186,7 +191,7 @@ def parse_partition(file: str, text: str, names: list[str]) -> UInt8Array:
     Lines are `000001.jpg 0`; a file ending in .csv has `000001.jpg,0` below the header image_id,partition.
 
     Raises:
-        DataError: a line that says something else or contradicts another, or pictures without one.
+        DataError: a line has another form or contradicts an earlier one, or a picture has no line.
     """
     comma = file.endswith(".csv")
     split_of: dict[str, int] = {}
@@ -211,10 +216,10 @@ def parse_partition(file: str, text: str, names: list[str]) -> UInt8Array:
 
 @contextmanager
 def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[PictureSource]:
-    """Give what a path holds.
+    """Yield the source that a path holds.
 
     Raises:
-        DataError: nothing that pictures can be read of.
+        DataError: the path holds nothing that pictures can be read from.
     """
     takes = "--data takes a folder, a zip, .npy or .npz of pictures"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""What all of this room speaks of: the splits, and what was read into them."""
+"""The splits, and the report of what was read into them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Report:
 
     Attributes:
         read: Pictures read.
-        ignored: Files that do not look like pictures by their name.
+        ignored: Files whose names are not those of pictures.
         broken: (path, reason) of pictures that could not be read.
-        kind: What the pictures were kept as: "pictures", "CelebA", "CIFAR-10", "IDX", ".npy" or ".npz".
-        counts: Pictures read by split, of the splits that hold any.
+        kind: The format of the source: "pictures", "CelebA", "CIFAR-10", "IDX", ".npy" or ".npz".
+        counts: Pictures read, by split; splits without pictures are left out.
     """
 
     read: int = 0

@@ -1,8 +1,8 @@
-"""Pictures made ready once, then mapped into memory at every later start.
+"""Decoded pictures, stored once and mapped into memory at every later start.
 
-One file holds one source under one preprocessing, and is named by the digest of both: the pictures of
-train, validation and test one after the other, uint8 [side, side, channels] each; a JSON object that says
-how many, with their digests and what was broken; its length, its digest, and a magic word.
+One file holds one source under one preprocessing, and is named by the digest of both. It has the pictures of train,
+validation and test one after the other, uint8 [side, side, channels] each; a JSON object with their counts, their
+digests and the broken pictures; and that object's length and digest, and a magic word.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from training.types import UInt8Array
 
 _TRAILER = struct.Struct(f"<Q{DIGEST}s8s")
 _MAGIC = b"bvae-pix"
-_SAMPLES, _BLOCK = 256, 2**14  # what is read of a file before it is believed: all of a small one
+_SAMPLES, _BLOCK = 256, 2**14  # blocks, and bytes in one, that are checked before a file is used
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file of pictures holds.
+    """The content of a file of pictures.
 
     Attributes:
         images: Memory maps by split, uint8 [count, side, side, channels]; splits without pictures are left out.
@@ -43,7 +43,7 @@ class Stored:
 
 
 def fetch(cache: Cache, key: str, shape: tuple[int, ...]) -> Stored | None:
-    """Return the pictures stored under a key; None where none are, or none that can be believed."""
+    """Return the pictures stored under a key; None if there are none, or if their file is damaged."""
     try:
         with (cache.folder / _name(key)).open("rb") as file:
             size = file.seek(0, os.SEEK_END) - _TRAILER.size
@@ -76,10 +76,10 @@ def build(
     """Store pictures as they come, and return them.
 
     Args:
-        cache: The folder.
-        key: What they will be found under.
-        shape: A picture's.
-        pictures: (split, picture or its name and what is wrong with it), in the order of SPLITS.
+        cache: The folder to store them in.
+        key: The key that `fetch` finds them by.
+        shape: The shape of one picture.
+        pictures: (split, picture), or (split, (name, reason)) of a broken one, in the order of SPLITS.
 
     Raises:
         DataError: the folder cannot be written to; nothing is left there.
@@ -114,7 +114,7 @@ def _name(key: str) -> str:
 
 
 def _spot_check(file: IO[bytes], size: int) -> str:
-    """Return a digest of blocks spread evenly over a file's first bytes, and stand behind these."""
+    """Return a digest of blocks spread evenly over a file's first `size` bytes, and seek to their end."""
     digest = digest_of()
     for at in np.linspace(0, max(size - _BLOCK, 0), _SAMPLES).astype(int).tolist():
         file.seek(at)

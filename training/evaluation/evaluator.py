@@ -1,4 +1,4 @@
-"""What to measure, and the evaluator that compares sets of pictures with the reference: a flat record each."""
+"""What to measure, and the evaluator, which compares a set of pictures with the reference and returns a record."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Plan:
     """What to measure.
 
     Attributes:
-        extractor: Its file.
-        inception: Whether that is the Inception graph of 2015, and not an ONNX model.
-        count: Pictures measured against, and samples of each prior.
-        split: Of the data.
-        cache: Folder for ready pictures and references; the user's where it is None.
-        priors: Their names; all of the run's where there are none.
-        modes: Latent normalisations; where there are none, all for the second stage.
+        extractor: The file of the extractor.
+        inception: Whether that file is the Inception graph of 2015, and not an ONNX model.
+        count: Real pictures, and samples of each prior.
+        split: The split that the real pictures are from.
+        cache: The folder for decoded pictures and references; None means the user's cache folder.
+        priors: Names of the priors to sample; none means all that the run has.
+        modes: Latent normalisations; none means all of them for the second stage.
         kid: Whether to measure the kernel inception distance.
         precision_recall: Whether to measure precision and recall.
         latent_noise: Whether second-stage samples get the noise of their likelihood.
-        seed: Of samples and of KID's subsets.
+        seed: The seed of the samples and of KID's subsets.
         snapshots: Whether to measure a run's snapshots.
-        batch: Pictures at a time.
+        batch: Pictures in a batch.
     """
 
     extractor: Path
@@ -58,10 +58,10 @@ class Evaluator:
     """Compares sets of pictures with the reference.
 
     Attributes:
-        no_distance: Why there are too few pictures for a Frechet distance; empty where there are enough.
+        no_distance: Why there is no Frechet distance, as there are too few pictures; empty if there are enough.
 
     Raises:
-        DataError: too few pictures for anything that the plan measures, or the cache cannot be written.
+        DataError: there are too few pictures for the plan, or the cache cannot be written.
     """
 
     def __init__(self, plan: Plan, reference: Reference, extractor: Extractor) -> None:
@@ -103,6 +103,6 @@ class Evaluator:
         }
 
     def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:
-        """Pass batches on, with a bar on stderr where that is a terminal."""
+        """Yield the batches, with a bar on stderr if that is a terminal."""
         total = math.ceil(count / self.plan.batch)
         return track(batches, label, total, console=self.console, disable=not self.console.is_terminal)

@@ -1,8 +1,8 @@
-"""The Inception network of 2015, whose features alone make a Frechet distance a FID.
+"""The Inception network of 2015: a Frechet distance of its features, and of no others, is called FID.
 
 The protocol is that of the papers: TensorFlow's frozen graph, pictures resized bilinearly to 299x299 as
 TensorFlow 1 did (corners not aligned, pixels at their corners), (x - 128) / 128 fed at Mul:0, the 2048 values of
-pool_3:0 taken. This is the one module here that loads TensorFlow, and only where it is used.
+pool_3:0 taken. This is the only module of evaluation that loads TensorFlow, and only when it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Inception(Extractor):
     """classify_image_graph_def.pb: uint8 [n, h, w, 3] -> float32 [n, 2048].
 
     Raises:
-        DataError: the file is missing or another graph, or TensorFlow is not installed.
+        DataError: the file is missing or is another graph, or TensorFlow is not installed.
     """
 
     @classmethod

@@ -1,7 +1,7 @@
-"""The pictures measured against, and the cache of what is known of them.
+"""The reference: real pictures to measure against, and their cached statistics.
 
-A cached file's name is made of what it follows from - the pictures, the extractor, the count - so nothing in it
-goes stale, and a damaged one is made again.
+The name of a cached file has all that its content depends on: the pictures, the extractor, the count. So it is never
+out of date; a damaged file is computed again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Through = Callable[[Iterable[UInt8Array]], Iterable[UInt8Array]]
 
 @dataclass(frozen=True)
 class Reference:
-    """Pictures of a split, evenly spread over it.
+    """Real pictures to measure against, spread evenly over a split.
 
     Attributes:
-        images: The whole split, uint8 [n, side, side, channels]; may be on disk.
-        chosen: Indices of the pictures measured against, rising.
-        card: What goes beside every figure: the data's digest, the split, counts, how pictures were read.
+        images: The whole split, uint8 [n, side, side, channels]; may be a memory map.
+        chosen: Indices of the pictures of the reference, in rising order.
+        card: What every record says of the reference: the data's digest, the split, counts, how pictures were read.
     """
 
     images: UInt8Array
@@ -50,7 +50,7 @@ class Reference:
 
 
 def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
-    """Return `count` pictures of a split, or all where it has fewer.
+    """Return a reference of `count` pictures of a split, or of all if it has fewer.
 
     Raises:
         DataError: the data has no such split.
@@ -73,7 +73,7 @@ def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
 
 
 def pictures_of(card: Card) -> Recipe:
-    """Return a recipe that reads pictures as a bundle's did: all else in it means nothing."""
+    """Return a recipe that reads pictures as the bundle's own did. Its other settings are without meaning."""
     height, _, channels = card.image_shape
     known = {key: card.recipe[key] for key in ("crop", "resize") if key in card.recipe}
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
@@ -83,14 +83,14 @@ def pictures_of(card: Card) -> Recipe:
 def statistics(
     reference: Reference, extractor: Extractor, cache: Path | None, batch: int, through: Through
 ) -> Statistics:
-    """Return what is known of the reference, from the cache or extracted now and cached.
+    """Return the statistics of the reference, from the cache, or computed and then cached.
 
     Args:
         reference: The pictures.
-        extractor: Gives their features.
-        cache: The folder whose part "reference" is looked in and written to; None takes the user's.
-        batch: Pictures at a time.
-        through: What batches pass on their way: a progress bar.
+        extractor: Computes their features.
+        cache: The cache folder; its subfolder "reference" is used. None means the user's cache folder.
+        batch: Pictures in a batch.
+        through: Wraps the batches, with a progress bar for example.
 
     Raises:
         DataError: the cache cannot be written.
@@ -106,11 +106,11 @@ def statistics(
 
 
 def _read(path: Path, count: int, size: int) -> Statistics | None:
-    """Return the cached statistics, or None where there are none that can be read."""
+    """Return the cached statistics; None if there are none that can be read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance, features = (arrays[name] for name in ("mean", "covariance", "features"))
-    except Exception:  # none there, or zipfile, zlib and numpy each with their own for broken bytes
+    except Exception:  # there is no file, or zipfile, zlib or numpy raise their own on broken bytes
         return None
     shapes = (mean.shape, covariance.shape, features.shape)
     whole = shapes == ((size,), (size, size), (count, size)) and features.dtype == np.float32

@@ -1,4 +1,4 @@
-"""A run along its training: what snapshots there are, and figure 2 of the paper drawn from their records."""
+"""Snapshots of a run along its training, and figure 2 of the paper, which shows their records."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def figure2(run: Run, records: list[Record]) -> Path:
     """Plot the Frechet distance of REC and GEN-1 over the epochs to figures/figure2.png, and return its path.
 
     Args:
-        run: The run; a record without an epoch is of its last.
-        records: Of one protocol.
+        run: The run. A record without an epoch is one of its last epoch.
+        records: Records of one protocol.
     """
     curves = {name: _curve(run, records, name) for name in ("REC", "GEN-1")}
     path = run.path / "figures" / "figure2.png"

@@ -1,4 +1,4 @@
-"""What is measured: a run, of which everything is known, or a bundle, which only makes samples."""
+"""What can be measured: a run, in every respect, or a bundle, of which there are only samples."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm
 
 
 class RunSubject:
-    """A finished run. Constructing it checks that it has what the plan asks for, before anything takes time.
+    """A finished run. The constructor checks that it has all that the plan asks for, before any long work.
 
     Attributes:
-        name: Of its folder.
-        pictures: The recipe that its pictures are read with.
-        recipe: The same, as JSON-ready values.
+        name: The name of its folder.
+        pictures: The recipe to read pictures with.
+        recipe: The same recipe as JSON-ready values.
 
     Raises:
         RunError: the run is not finished, lacks a prior or the snapshots asked for, holds measurements that cannot be
-            read, or the plan has what changes nothing.
+            read; or an option of the plan would change nothing.
     """
 
     def __init__(self, run: Run, plan: Plan) -> None:
@@ -46,7 +46,7 @@ class RunSubject:
             raise RunError("--latent-noise is the second stage's, which is not measured; leave it out")
         self.sampled = [(LatentSampler(run, name, plan.latent_noise), self._modes(name)) for name in names]
         self.snapshots = found(run) if plan.snapshots else []
-        _ = run.metrics  # what cannot be read cannot be added to
+        _ = run.metrics  # raises now if it cannot be read, as records will be added to it
 
     def _priors(self) -> tuple[str, ...]:
         here = self.run.priors
@@ -58,8 +58,8 @@ class RunSubject:
     def _modes(self, prior: str) -> tuple[str, ...]:
         """Return the latent normalisations of a prior.
 
-        A fitted density has the variance of what it was fitted to, so there normalisation is for those who ask;
-        and the standard normal is what it is.
+        A fitted density has the variance of the latents already, so it is only normalised on request; the standard
+        normal never is.
         """
         if prior == "normal":
             return ("none",)
@@ -96,15 +96,15 @@ class RunSubject:
 
 
 class BundleSubject:
-    """A bundle on the engine that serves it: there is no encoder, so neither reconstructions nor latents.
+    """A bundle on the engine that serves it. It has no encoder, so there are neither reconstructions nor latents.
 
     Attributes:
-        name: The model's.
-        pictures: A recipe that reads pictures as its own did.
-        recipe: Its own, as the card has it.
+        name: The name of the model.
+        pictures: A recipe that reads pictures as the bundle's own did.
+        recipe: The recipe on the bundle's card.
 
     Raises:
-        EngineError: it cannot be run here.
+        EngineError: the bundle cannot be run here.
     """
 
     def __init__(self, bundle: Bundle, plan: Plan) -> None:
@@ -114,7 +114,7 @@ class BundleSubject:
         self.engine = Engine(bundle, batch=plan.batch)
 
     def records(self, evaluator: Evaluator) -> Iterator[Record]:
-        """Yield the record of its samples."""
+        """Yield the record of the bundle's samples."""
         plan, prior = self.plan, self.card.prior
         pictures = (images for _, images in self.engine.stream(plan.seed, 0, plan.count))
         mode = self.card.normalisation["mode"]

@@ -1,11 +1,10 @@
-"""Data parallelism: each minibatch of a stage shared out among the devices of a machine, or among machines.
+"""Data parallelism: the devices of a machine, or several machines, share each minibatch of a stage.
 
-This module and `model.replicas` alone ask for a backend by name: how devices work together is what Keras
-leaves to them. Everything is imported late, and only what the chosen backend needs.
+This module and `model.replicas` are the only ones that distinguish backends, as Keras leaves to its backends how
+devices work together. Backends are imported late, and only the chosen one.
 
-The shares together are one minibatch: batch norm, noise and the balance policy see all of it, so that the
-number of devices changes a result by rounding alone. On JAX that is how sharding works; on TensorFlow it is what
-`model.replicas` and synchronised batch norm are for.
+Batch norm, noise and the balance policy see the whole minibatch, so that the number of devices changes a result by
+rounding alone. On JAX sharding works that way; on TensorFlow `model.replicas` and synchronised batch norm make it so.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from training.model.replicas import replicas
 
 @contextmanager
 def strategy_scope(wanted: str, size: int) -> Iterator[None]:
-    """Build and train what the block builds and trains on several devices, each minibatch shared out.
+    """Have the models that the block builds and trains share each minibatch among several devices.
 
     TensorFlow mirrors the weights (MirroredStrategy), on several machines where TF_CONFIG names them
     (MultiWorkerMirroredStrategy); JAX shards the minibatch (keras.distribution). Where there is no GPU, a
     number above one splits the CPU into as many virtual devices: no faster, but the same code path.
 
     Args:
-        wanted: "1"; a number of devices; or "all" GPUs. Of each machine, where there are several.
+        wanted: A number of devices, or "all" GPUs; of each machine, where there are several.
         size: Items a minibatch.
 
     Raises:
-        TrainingError: more devices than there are, a minibatch that they cannot share evenly, a backend that
-            cannot, or another machine that was lost.
+        TrainingError: there are fewer devices, they cannot share a minibatch evenly, the backend cannot share at
+            all, or another machine was lost.
     """
     backend = str(keras.backend.backend())
     if wanted == "1" and workers() == 1:
@@ -59,13 +58,13 @@ def strategy_scope(wanted: str, size: int) -> Iterator[None]:
 
 
 def workers() -> int:
-    """Return how many machines TF_CONFIG has train together; 1 where there is none."""
+    """Return how many machines TF_CONFIG lets train together; 1 where it is not set."""
     cluster = _config().get("cluster", {})
     return max(1, len(cluster.get("chief", [])) + len(cluster.get("worker", [])))
 
 
 def is_chief() -> bool:
-    """Tell whether this process is the one, of several on several machines, whose run directory is kept."""
+    """Tell whether this process is the chief: of all machines, the one whose run directory is kept."""
     config = _config()
     task = config.get("task", {})
     leader = "chief" if "chief" in config.get("cluster", {}) else "worker"
@@ -74,9 +73,9 @@ def is_chief() -> bool:
 
 @contextmanager
 def run_directory(out: Path) -> Iterator[Path]:
-    """Give the folder to work in: on the first machine `out`; on others a scratch copy of what resuming needs.
+    """Yield the folder to work in: on the chief `out`; on other machines a scratch copy of what resuming needs.
 
-    All do the same and write the same, so that none waits for what only another does; one's files are kept.
+    All machines do the same and write the same, so that none waits for work that only another does.
     """
     if is_chief():
         yield out
@@ -91,11 +90,11 @@ def run_directory(out: Path) -> Iterator[Path]:
 
 
 def adapt(model: keras.Model) -> None:
-    """Let a built, compiled model of a stage be fitted on several devices; on one this does nothing.
+    """Prepare a built, compiled model to be fitted on several devices; on one device this does nothing.
 
-    On several machines Keras 3.15 does two things that only the replicas of one allow: before it trains, it builds
-    the model from a minibatch that it reduces outside of any replica - ours are built -, and it takes the mean of
-    logs along an axis that scalars do not have. Either is a ValueError of fit; once it is not, those lines can go.
+    On several machines Keras 3.15's `fit` raises a ValueError twice: it builds the model from a minibatch that it
+    reduces outside of any replica, though ours is built; and it takes the mean of logs along an axis that scalars do
+    not have. The last lines avoid both, and can go once Keras does not raise.
     """
     if replicas() == 1:
         return

@@ -1,4 +1,4 @@
-"""How a training is run on this machine."""
+"""How a run is executed on this machine."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Execution:
-    """How a stage is run on this machine: what it makes depends on none of it, but for rounding on several devices.
+    """How a stage is executed. None of it changes the result, except that several devices round differently.
 
     Attributes:
-        save_every: Seconds of work that a power cut may cost.
-        steps_per_execution: Minibatches a call of the compiled function; more keep a GPU busier.
-        devices: How many share a minibatch (`devices.strategy_scope`).
+        save_every: Seconds between two saved states: a power cut costs no more than that.
+        steps_per_execution: Minibatches in one call of the compiled step; 10 or more keep a fast GPU busy.
+        devices: How many share each minibatch of stage 1: a number, or "all".
     """
 
     save_every: float = 60.0

@@ -1,9 +1,9 @@
-"""Train one autoencoder, of either stage, so that it survives being stopped.
+"""Train the autoencoder of one stage, so that it can be stopped at any minibatch and resumed.
 
-Training goes in pieces of an epoch. A piece ends with the epoch, when it is time to save, where the first
-epoch is traced, or when the user or the system asks to stop; the next one goes on at the same minibatch, in
-this process or a later one. Data order and noise are functions of the seed and the position, so pieces
-change no result.
+An epoch is trained in pieces. A piece ends with the epoch, when it is time to save, at the minibatches of the first
+epoch where the latents are traced, or when the user or the system asks to stop. The next piece begins at the next
+minibatch, in this process or a later one. Data order and noise are functions of the seed and the position, so the
+pieces change no result.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from training.record.run import Run
 from training.record.stage import Observer, Position, Schedule
 from training.types import Float32Array, IndexArray, Record
 
-LOOK_EVERY = 1.0  # seconds between looks at whether all numbers are numbers: each waits for the device
-TRACED = 40  # points of the first epoch at which the latents' variances are kept (figure 6)
+LOOK_EVERY = 1.0  # seconds between checks for NaN and infinity: each check waits for the device
+TRACED = 40  # minibatches of the first epoch after which the latents' variances are recorded (figure 6)
 RECORDED = 1000  # pictures that an epoch's record of the latents is made from
 
 
@@ -54,7 +54,7 @@ def train_stage(
 
     Raises:
         Stopped: a signal came; everything is saved.
-        Diverged: a number stopped being one; the last checkpoint is kept.
+        Diverged: a loss term or weight became NaN or infinite; the last checkpoint is kept.
         RunError: the saved state does not fit.
     """
     size, steps = schedule.size, schedule.steps
@@ -68,7 +68,7 @@ def train_stage(
     )
     devices.adapt(model)
     model.optimizer.build(model.trainable_variables)
-    # Weights, the policy's state and the noise's seed; running means start anew with every piece.
+    # The weights, the policy's state and the noise's seed. The metrics' running means start anew with every piece.
     others = {id(variable) for variable in (*model.metrics_variables, *model.optimizer.variables)}
     variables = [variable for variable in model.variables if id(variable) not in others]
     variables += model.optimizer.variables
@@ -107,12 +107,12 @@ def train_stage(
 
 
 def _traced(steps: int) -> list[int]:
-    """Return the minibatches of the first epoch after which the latents are looked at: denser at the start."""
+    """Return the minibatches of the first epoch after which the latents are traced: more of them near its start."""
     return sorted({int(step) for step in np.geomspace(1, steps, min(TRACED, steps)).round()})
 
 
 class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no types
-    """Count a piece's minibatches, tell the observer, and end the piece when asked or when numbers blow up."""
+    """Counts minibatches, tells the observer, and ends the piece on request or at a loss term that is not finite."""
 
     def __init__(
         self, schedule: Schedule, at: Position, size: int, observer: Observer, stop: StopRequest, until: float
@@ -124,12 +124,12 @@ class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no 
         self.look = time.monotonic() + LOOK_EVERY
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keras calls this after every execution; `batch` is its last minibatch, were all of its steps there."""
+        """Keras calls this after every execution, with the index that the last minibatch of a full one would have."""
         self.steps = min(batch + 1, self.params["steps"])
         images = (self.at.step + self.steps) * self.size
         self.observer.step(self.schedule, self.at.epoch, images, logs or {})
         if devices.workers() > 1:
-            return  # all end a piece at the same minibatch, or wait for each other forever
+            return  # all machines must end a piece at the same minibatch, or they wait for each other forever
         now = time.monotonic()
         diverged = False
         if now > self.look:
@@ -145,7 +145,7 @@ def _check(model: Autoencoder, non_finite: int, schedule: Schedule, at: Position
 
 
 def _check_weights(variables: list[Any], schedule: Schedule, at: Position, run: Run) -> None:
-    """Raise Diverged rather than save over a good checkpoint what cannot be trained on."""
+    """Raise Diverged if a weight is NaN or infinite, so that the last good checkpoint is not overwritten."""
     for variable in variables:
         if not np.all(np.isfinite(np.asarray(variable))):
             _diverged(f"the weight {variable.path}", schedule, at, run)
@@ -185,7 +185,7 @@ def _record(
 
 
 def _some(data: Data, schedule: Schedule, count: int) -> npt.NDArray[Any]:
-    """Return the first items, the same whenever asked."""
+    """Return the first `count` items; with the same draws whenever it is called."""
     return data.batch(np.arange(min(len(data), count)), np.random.default_rng(schedule.seed))
 
 

@@ -1,4 +1,4 @@
-"""The method, station by station: stage 1 on pictures, posteriors, and the priors fitted to them."""
+"""The whole method: train stage 1 on pictures, take their posteriors, fit priors to those."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
 
 
 class _Album:
-    """Pass news on, and keep what stage 1 looks like every few epochs: grids from the same noise, and snapshots."""
+    """Keep grids of samples, all from the same noise, and snapshots every few epochs; then tell an observer."""
 
     def __init__(self, model: Autoencoder, recipe: Recipe, run: Run, observer: Observer) -> None:
         self.model, self.recipe, self.run, self.observer = model, recipe, run, observer
@@ -61,7 +61,7 @@ class _Album:
 
 
 def grid_noise(recipe: Recipe, size: int) -> Float32Array:
-    """Return the noise of every grid of a run, so that grids can be compared."""
+    """Return the noise that every grid of a run is decoded from, so that grids can be compared."""
     return np.random.default_rng(recipe.seed).standard_normal((GRID, size), np.float32)
 
 
@@ -80,21 +80,21 @@ def train(
         recipe: What to train, as in RECIPES["faces"]().
         data: Where the pictures are, or what `load_data` made of them with this recipe.
         out: The run directory: a new folder, or that of the same recipe and pictures.
-        observer: Is told how it goes.
-        stop: Asks for an end where everything is saved.
-        execution: How it is run on this machine.
+        observer: Is told of every minibatch and epoch, to show progress for example.
+        stop: Ends training, with everything saved, once its `signal` is set.
+        execution: How often to save, and what to run on.
 
     Raises:
         TrainingError: DataError, RunError, WriteError or Diverged, each of which says what to do.
-        Stopped: `stop` was asked for.
+        Stopped: `stop` had a signal.
     """
     splits = data if isinstance(data, Splits) else load_data(data, recipe)
     identity = {"count": len(splits.train), "digest": splits.train.digest}
     with devices.run_directory(out) as folder:
         run = Run(folder)
         with run.open(recipe, identity), TensorBoardWriter(run) as events:
-            told = Observers(observer, events) if observer else events
-            train_two_stages(recipe, splits, run, told, stop or StopRequest(), execution)
+            both = Observers(observer, events) if observer else events
+            train_two_stages(recipe, splits, run, both, stop or StopRequest(), execution)
     return Run(out)
 
 
@@ -109,10 +109,10 @@ def train_two_stages(
     """Train stage 1 and fit its priors into a run directory, going on where an earlier call was stopped.
 
     Raises:
-        DataError: too few pictures for what the recipe asks.
+        DataError: there are too few pictures for the recipe.
         Stopped: a signal came, in training or after it; everything is saved.
-        Diverged: a number stopped being one.
-        RunError: the run directory's state does not fit.
+        Diverged: a loss term or weight became NaN or infinite.
+        RunError: the saved state belongs to other networks, or is damaged.
     """
     pictures = splits.train
     if "gmm" in recipe.priors and len(pictures) < recipe.gmm_components:

@@ -1,4 +1,4 @@
-"""What is trained in either stage: an encoder and a decoder under one loss, variational or deterministic."""
+"""An encoder and a decoder under one loss, variational or deterministic: what either stage trains."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def xla() -> bool:
-    """Tell whether to compile with XLA: on JAX always; on TensorFlow it makes a CPU four times slower."""
+    """Tell whether to compile with XLA: always on JAX, never on TensorFlow, where it makes a CPU four times slower."""
     return str(keras.backend.backend()) == "jax"
 
 
 class NonFiniteTerms(keras.metrics.Metric):  # type: ignore[misc]  # Keras ships no types
-    """Which of a loss's terms were not finite, in the first minibatch where any was not: bit i is term i.
+    """Which terms of a loss were NaN or infinite, in the first minibatch where any was: bit i stands for term i.
 
-    Counting in the graph names the culprit exactly, and costs no look at the device at every minibatch.
+    The graph itself keeps the flags, so that the term is known exactly and no minibatch has to wait for the device.
     """
 
     def __init__(self, terms: int) -> None:
         super().__init__(name="non_finite")
-        self.flags = self.add_variable((terms,), "zeros", name="flags")  # summed over devices: 0 or above
+        self.flags = self.add_variable((terms,), "zeros", name="flags")  # a sum over devices: above 0 where any had one
 
     def update_state(self, terms: Any) -> None:
-        """Look at a minibatch's terms, scalars."""
+        """Check a minibatch's terms, scalars."""
         flags = ops.cast(ops.logical_not(ops.isfinite(ops.stack(terms))), "float32")
         self.flags.assign(ops.where(ops.any(self.flags > 0), self.flags.value, flags))
 
     def result(self) -> Any:
-        """Return the bits; 0 while all is well."""
+        """Return the bits as a number; 0 while all terms are finite."""
         return ops.sum(ops.where(self.flags > 0, 2.0 ** ops.arange(self.flags.shape[0], dtype="float32"), 0.0))
 
 
 class Options(TypedDict, total=False):
-    """What every autoencoder takes besides its networks and its loss; Autoencoder says what each is."""
+    """The arguments that every autoencoder passes on to Autoencoder, which describes them."""
 
     input_scale: float
     seed: int
@@ -51,14 +51,14 @@ class Options(TypedDict, total=False):
 class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
     """An encoder and a decoder, trained together.
 
-    A subclass gives the loss and names its terms; their running means are what `fit` reports.
+    A subclass defines the loss and names its terms, whose running means `fit` reports.
 
     Args:
         encoder: x -> statistics of the latent, each [n, latent].
         decoder: z [n, latent] -> a reconstruction shaped like x.
         input_scale: The value of x that stands for 1: 255 for uint8 images, 1 for latents.
         seed: Seeds the latent noise.
-        dtype: The networks' precision; that of small floats has losses scaled.
+        dtype: The networks' precision; the loss is scaled where it is mixed_float16.
     """
 
     TERMS: tuple[str, ...]
@@ -92,7 +92,7 @@ class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Return a minibatch's loss, a scalar with the layers' own losses in it, and note its terms."""
+        """Return a minibatch's loss, a scalar that includes the layers' own losses, and update the terms' means."""
         loss, terms = self.loss_and_terms(self.scale(x), y_pred, training)
         for penalty in self.losses:
             loss = loss + penalty
@@ -102,7 +102,7 @@ class Autoencoder(keras.Model):  # type: ignore[misc]  # Keras ships no types
         return loss / replicas()  # gradients are summed over replicas
 
     def loss_and_terms(self, x: Any, outputs: Any, training: bool) -> tuple[Any, list[Any]]:
-        """Return the loss of a minibatch [n, ...] in the decoder's range, and TERMS' values: all scalars."""
+        """Return the loss of a minibatch [n, ...] in the decoder's range, and the values of TERMS: all scalars."""
         raise NotImplementedError
 
 
@@ -110,14 +110,14 @@ class VAE(Autoencoder):
     """A variational autoencoder with a Gaussian likelihood of scale gamma.
 
     loss = k * share * KL + D * (mse / (2 gamma^2) + log gamma + log(2 pi) / 2) + the layers' own losses
-    with D values a sample (section 3 of the paper); gamma and the share are the balance policy's.
+    with D values a sample (section 3 of the paper). The balance policy gives gamma and the share.
 
     Args:
-        encoder: x -> mean, log_sd of the posterior.
-        decoder: As above.
+        encoder: x -> mean, log_sd of the posterior, each [n, latent].
+        decoder: z [n, latent] -> a reconstruction shaped like x.
         balance: Gives gamma and the KL divergence's share for a minibatch's mse.
         kl_weight: k.
-        options: As above.
+        options: input_scale, seed and dtype, as Autoencoder takes them.
     """
 
     TERMS = ("mse", "kl", "gamma")
@@ -156,19 +156,19 @@ class RAE(Autoencoder):
     """A deterministic autoencoder, regularised or plain (Ghosh et al., "From variational to deterministic").
 
     loss = mse + beta * |z|^2 / 2 + lambda * REG + the layers' own losses, with REG one of
-    "l2": the squares of the decoder's kernels; "gp": |grad D(z)|^2; "none" (spectral normalisation, where it
-    is wanted, is the decoder's own).
+    "l2": the sum of the squares of the decoder's kernels; "gp": |grad D(z)|^2; anything else: 0 (spectral
+    normalisation, "sn", is part of the decoder).
 
     The gradient's square is taken along one random direction a sample, |J v|^2 with v ~ N(0, I): its mean over
     v is the squared Frobenius norm of the decoder's Jacobian J.
 
     Args:
-        encoder: x -> z.
-        decoder: As above.
+        encoder: x -> z [n, latent].
+        decoder: z [n, latent] -> a reconstruction shaped like x.
         embedding: beta.
         regulariser: REG.
         regularisation: lambda.
-        options: As above.
+        options: input_scale, seed and dtype, as Autoencoder takes them.
     """
 
     TERMS = ("mse", "embedding", "penalty")

@@ -1,4 +1,4 @@
-"""Both stages as a recipe has them trained, and as they are kept: stock Keras layers in float32."""
+"""Build both stages as a recipe describes them, and turn them into what is kept: stock Keras layers in float32."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def latent_vae(recipe: Recipe, steps: int = 1) -> VAE:
 
 
 def in_units_of(vae: VAE, centre: Float32Array, spread: Float32Array) -> None:
-    """Change a second stage over (z - centre) / spread into one over z, in its dense layers' weights."""
+    """Change the weights of a second stage that was trained on (z - centre) / spread, so that it takes and gives z."""
     size = len(centre)
     for name in ("dense_0", "mean", "log_sd"):
         layer = vae.encoder.get_layer(name)
         kernel, bias = layer.get_weights()
-        scaled = kernel[:size] / spread[:, None]  # beside z, the heads see what the dense layers made of it
+        scaled = kernel[:size] / spread[:, None]  # the heads' other rows take what the dense layers made of z
         layer.set_weights([np.concatenate([scaled, kernel[size:]]), bias - centre @ scaled])
     layer = vae.decoder.get_layer("latents")
     kernel, bias = layer.get_weights()
@@ -47,7 +47,7 @@ def in_units_of(vae: VAE, centre: Float32Array, spread: Float32Array) -> None:
 
 
 def plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
-    """Return stage 1's networks as they are kept: float32, and without what spectral normalisation needs."""
+    """Return stage 1's networks as they are kept: in float32, and without spectral normalisation's wrappers."""
     unwrapped = "vae" if isinstance(model, VAE) else "ae"
     like = image_autoencoder(replace(recipe, precision="float32", first_stage=unwrapped))
     for ours, theirs in ((like.encoder, model.encoder), (like.decoder, model.decoder)):
@@ -58,7 +58,7 @@ def plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
 
 
 def plain(encoder: keras.Model, decoder: keras.Model) -> keras.Model:
-    """Return networks as one model of stock Keras layers: x -> [decoded mean, what the encoder gives ...]."""
+    """Return networks as one model of stock Keras layers: x -> [decoded mean, and the encoder's outputs ...]."""
     x = keras.Input(encoder.input_shape[1:], name="x")
     statistics = encoder(x)
     statistics = list(statistics) if isinstance(statistics, list | tuple) else [statistics]

@@ -16,7 +16,7 @@ ACTIVE_BELOW = 0.8  # mean posterior variance from which on a latent counts as i
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Stage 1's posterior of every training picture; drawn from anew whenever it is read.
+    """Stage 1's posterior of every training picture; each batch is a new draw from the posteriors of its pictures.
 
     Attributes:
         mean: float32 [count, latent_dim].
@@ -35,10 +35,10 @@ class Posteriors:
         return mean + self.sd[indices] * rng.standard_normal(mean.shape, np.float32)
 
     def standardised(self) -> tuple[Posteriors, Float32Array, Float32Array]:
-        """Return the latents as a second stage sees them, and the centre and spread that take them back.
+        """Return the latents as a second stage is trained on them, and their centre and spread.
 
-        A VAE's latents are of unit scale by its KL divergence, and are taken as they are, as in the paper. A
-        deterministic encoder's have the scale that it happened to find.
+        z = standardised * spread + centre. A VAE's latents have unit scale because of its KL divergence, and are not
+        changed, as in the paper; a deterministic encoder's can have any scale.
         """
         if self.sd.any():
             size = self.mean.shape[1]
@@ -47,7 +47,7 @@ class Posteriors:
         return Posteriors((self.mean - centre) / spread, self.sd), centre, spread
 
     def diagnostics(self) -> Record:
-        """Return what the aggregate posterior looks like; latent normalisation is fitted to it.
+        """Return facts about the aggregate posterior, to which latent normalisation is fitted.
 
         Its mean is the posteriors' mean, its variance Var[mean] + mean[sd^2], latent by latent.
         """
@@ -88,9 +88,9 @@ def posterior_variance(sd: Float32Array) -> Float64Array:
 
 
 def latent_summary(mean: Float32Array, sd: Float32Array) -> Record:
-    """Return how many latents are active, and the variance law: their total variance, 1 when KL works.
+    """Return how many latents are active, and their mean total variance, which is 1 where the variance law holds.
 
-    No latent of a deterministic encoder is active or inactive.
+    A deterministic encoder's latents are neither active nor inactive, and are not counted.
     """
     variance = posterior_variance(sd)
     law = float(np.mean(np.var(mean, axis=0, dtype=np.float64) + variance))

@@ -1,7 +1,7 @@
-"""What latents are sampled from: the standard normal, ex-post densities, the second stage.
+"""Ex-post densities: distributions fitted to the latents of a trained first stage, to sample latents from.
 
-Every prior is a Keras model of stock layers, noise -> latents, so that any first stage goes with any
-prior, and an exporter chains them without knowing which is which.
+Every prior, the second stage and the standard normal included, is a Keras model of stock layers, noise -> latents.
+So any prior goes with any first stage, and the exporter chains all of them alike.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def gmm(weights: Float64Array, means: Float64Array, covariances: Float64Array) -
     """Return noise [n, L + 1] -> a mixture: L columns for a component's Gaussian, the last to choose it.
 
     Component k is chosen where the last column is between the normal quantiles of the weights summed up
-    to k - 1 and to k. Every component is computed, and all but the chosen one multiplied by zero.
+    to k - 1 and to k. Every component is computed, and all but the chosen one are multiplied by zero.
 
     Args:
         weights: [K], summing to 1.
@@ -67,7 +67,7 @@ def gmm(weights: Float64Array, means: Float64Array, covariances: Float64Array) -
     every.set_weights([factors.transpose(2, 0, 1).reshape(size, count * size), means.reshape(-1)])
     edges = ndtri(np.cumsum(weights[:-1]).clip(0, 1))
     above.set_weights([np.ones((1, count - 1)), -edges])
-    # One hot, from how many edges were passed: each passed edge moves the one to the next component.
+    # The one-hot vector of the component: with every edge passed, the 1 moves to the next component.
     moves = np.eye(count - 1, count, 1) - np.eye(count - 1, count)
     chosen.set_weights([moves, np.eye(count)[0]])
     return model

@@ -1,7 +1,7 @@
-"""What a model does alike on every replica that shares a minibatch; on one device each of these is what it says.
+"""Noise and means over a whole minibatch where several replicas share it.
 
-On JAX the replicas are one program over a sharded minibatch, and nothing is to be done. On TensorFlow every replica
-computes its own rows, so noise and means over the minibatch need to know of the others.
+On JAX the replicas are one program over a sharded minibatch, and nothing has to be done. On TensorFlow every replica
+sees its own rows only, so noise and means have to take the others into account.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from keras import ops
 
 
 def replicas() -> int:
-    """Return how many replicas the code at hand is run in: its gradients will be summed over them."""
+    """Return how many replicas share the minibatch at this point of the program; gradients are summed over them."""
     if str(keras.backend.backend()) != "tensorflow":
         return 1
     import tensorflow
@@ -22,9 +22,9 @@ def replicas() -> int:
 
 
 def normal_like(x: Any, seed: keras.random.SeedGenerator) -> Any:
-    """Return standard normal noise of x's shape [n, ...]: a replica's rows of the whole minibatch's noise.
+    """Return standard normal noise of x's shape [n, ...]: this replica's rows of the whole minibatch's noise.
 
-    All replicas' seeds are the same; without this they would draw the same noise.
+    All replicas have the same seed, so each would draw the same noise if it drew only its own rows.
     """
     shape = ops.shape(x)
     if replicas() == 1:
@@ -37,7 +37,7 @@ def normal_like(x: Any, seed: keras.random.SeedGenerator) -> Any:
 
 
 def all_reduce_mean(value: Any) -> Any:
-    """Return the mean of a replica's value over all replicas. No gradient flows through it."""
+    """Return the mean of a value over all replicas. No gradient flows through it."""
     value = ops.stop_gradient(value)
     if replicas() == 1:
         return value

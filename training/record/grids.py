@@ -1,4 +1,4 @@
-"""UInt8Array of a run: grids of samples, what stage 1 does to the data, and every plot at a training's end."""
+"""Grids of pictures: samples, reconstructions, interpolations; and every figure of a finished run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ ROWS, STEPS = 8, 10  # interpolations, and pictures in each, both ends included
 
 
 def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
-    """Draw a finished run's figures, and pictures of what stage 1 does to the data it was given.
+    """Draw a finished run's figures, and what stage 1 makes of the data.
 
     figures/history.png: each stage's terms, balance and latents over the epochs.
     figures/figure5.png: how many latents stage 1 uses (figures 5 to 7 are the paper's, of variational stages).
-    figures/figure6.png, figure7.png: each latent on its way there, in the first epoch and over all of them.
-    samples/reconstructions.png: pictures, held back from training where some were, beside their reconstructions.
+    figures/figure6.png, figure7.png: each latent's variance along the first epoch and along all of them.
+    samples/reconstructions.png: pictures beside their reconstructions; held back pictures if there are some.
     samples/interpolations.png: between the latents of pairs of training pictures.
 
-    The pictures in samples/ are the data's own, or near to it: they are for the run directory alone, and
-    nothing that is published from a run takes them.
+    The pictures in samples/ are the data's, or similar to them. They stay in the run directory: nothing that is
+    published from a run includes them.
 
     Args:
-        run: The run, with its history and diagnostics.
-        networks: Stage 1 as kept: images in [0, 1] -> [reconstruction, mean, log_sd] or [reconstruction, latent].
+        run: A run with its history and diagnostics.
+        networks: Stage 1 as `Run.load_networks` returns it: images in [0, 1] -> [reconstruction, mean, log_sd], or
+            [reconstruction, latent].
         splits: The pictures.
     """
     folder = run.path / "figures"
@@ -53,12 +54,12 @@ def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
 
 
 def _spread(count: int, wanted: int) -> IndexArray:
-    """Return indices all over `count` pictures: where a file sorts them by class, the first are all alike."""
+    """Return indices spread over `count` pictures: in a file that is sorted by class, the first are all alike."""
     return np.linspace(0, count - 1, min(count, wanted)).astype(np.intp)
 
 
 def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
-    """Write images [n, h, w, c] as one PNG, in rows of so many columns; 0: as square as can be."""
+    """Write images [n, h, w, c] as one PNG with so many columns; 0 makes it about square."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -71,7 +72,7 @@ def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
 
 
 def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> None:
-    """Write pairs: each of uint8 images [n, h, w, c], and right of it its reconstruction from the latent's mean."""
+    """Write each of uint8 images [n, h, w, c] with, on its right, its reconstruction from the posterior's mean."""
     decoded = to_uint8(networks(images / np.float32(255), training=False)[0])
     gap = max(images.shape[1] // 8, 2)
     pairs = np.concatenate([images, decoded], axis=2)
@@ -79,7 +80,7 @@ def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> No
 
 
 def interpolations(path: Path, networks: keras.Model, images: UInt8Array) -> None:
-    """Write rows of pictures decoded between the latents of each two of uint8 images [n, h, w, c], ends included."""
+    """Write interpolations between pairs of uint8 images [n, h, w, c]: a row a pair, decoded from latents."""
     latents = ops.convert_to_numpy(networks(images / np.float32(255), training=False)[1])
     pairs = len(images) // 2
     between = spherical(latents[:pairs], latents[pairs : 2 * pairs], STEPS)
@@ -90,8 +91,8 @@ def interpolations(path: Path, networks: keras.Model, images: UInt8Array) -> Non
 def spherical(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
     """Return latents [n, steps, size] from start to end, both [n, size].
 
-    The straight line between them, stretched to the ends' length: in many dimensions the line itself passes
-    nearer to the origin than the latents that the decoder has learned from.
+    They are on the straight line, scaled to lengths between those of the ends: in many dimensions the line itself
+    passes nearer to the origin than the latents that the decoder has learned from.
     """
     share = np.linspace(0, 1, steps, dtype=np.float64)[:, None]
     a, b = start[:, None].astype(np.float64), end[:, None].astype(np.float64)

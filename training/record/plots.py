@@ -1,4 +1,4 @@
-"""What was recorded along a training, plotted as PNGs. matplotlib is imported late: only these need it."""
+"""Plots of a run's records, as PNGs. matplotlib is imported late, as nothing else needs it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure, in inches at 100 pixels; write it when the block ends well."""
+    """Yield an empty figure, its size in inches of 100 pixels; write it when the block ends well."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -57,7 +57,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _titles(axis: Axes, title: str, hint: str) -> None:
-    """Say what is shown, and below it what to look for."""
+    """Write a title, and below it a hint of what to look for."""
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=21)
     axis.annotate(hint, (0, 1), (0, 7), "axes fraction", "offset points", fontsize=9, color=SOFT)
 
@@ -111,7 +111,7 @@ def _each_latent(
 
 
 def _marks(positions: list[int]) -> dict[str, Any]:
-    """Return how to make few points visible: a line takes two."""
+    """Return options that make one or two points visible, as a line hardly is."""
     return {"marker": "o", "markersize": 4} if len(positions) < 3 else {}
 
 
@@ -124,7 +124,7 @@ def _minibatches(axis: Axes) -> None:
 
 
 def _decades(axis: Axes) -> None:
-    """Make y logarithmic, from a tick below what is plotted to a tick above it, and label plain numbers."""
+    """Make y logarithmic, from a tick below the data to one above it, with plain numbers as labels."""
     low, high = axis.dataLim.intervaly
     first = max((tick for tick in TICKS if tick < low), default=TICKS[0])
     last = min((tick for tick in TICKS if tick > high), default=TICKS[-1])
@@ -141,7 +141,7 @@ def _epochs(axis: Axes) -> None:
 
 
 def _whole(axis: Axis) -> None:
-    """Tick whole numbers only."""
+    """Put ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
@@ -175,7 +175,7 @@ def history(path: Path, records: list[Record]) -> None:
 
 
 def _has(stage: list[Record], name: str) -> bool:
-    """Tell whether a stage has something to show under a name; not every autoencoder's decoder is penalised."""
+    """Tell whether a stage recorded a quantity. A penalty that is zero throughout counts as none."""
     return name in stage[-1] and (name != "penalty" or any(record[name] for record in stage))
 
 
@@ -198,7 +198,7 @@ def _error(axis: Axes, stage: list[Record]) -> None:
 
 
 def _plain(name: str, label: str, title: str, hint: str) -> Callable[[Axes, list[Record]], None]:
-    """Return a panel of one curve, from zero on."""
+    """Return a panel with one curve and y from zero on."""
 
     def panel(axis: Axes, stage: list[Record]) -> None:
         _curve(axis, stage, name)

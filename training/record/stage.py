@@ -1,4 +1,4 @@
-"""A stage's training as it is recorded: how long it goes, where it stands, and who is told of it."""
+"""How long a stage trains, how far it is, and who follows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from training.types import Record
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a stage trains; `halve_every` is in epochs, `items` are an epoch's."""
+    """How long and how fast a stage trains.
+
+    Attributes:
+        stage: 1 or 2.
+        items: Pictures, or latents, in an epoch.
+        epochs: Passes over the items.
+        batch: Items a minibatch; all of them if there are fewer.
+        lr: Learning rate at the start.
+        halve_every: Epochs between two halvings of the learning rate.
+        seed: Of the order of the items, and of what is drawn with them.
+    """
 
     stage: int
     items: int
@@ -29,19 +39,19 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Minibatches an epoch; what does not fill one is left out, other items each epoch."""
+        """Minibatches an epoch. Items left over are skipped: others each epoch."""
         return self.items // self.size
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a stage's training stands.
+    """How far a stage's training is.
 
     Attributes:
-        epoch: The epoch it is in, from 0 on.
-        step: Minibatches of that epoch that are done.
-        sums: What was logged, by name, summed up over these minibatches.
-        seconds: Time they took.
+        epoch: Finished epochs.
+        step: Finished minibatches of the next one.
+        sums: Sums over these minibatches of what was logged, by name.
+        seconds: Time that these minibatches took.
     """
 
     epoch: int = 0
@@ -50,7 +60,7 @@ class Position:
     seconds: float = 0.0
 
     def after(self, steps: int, means: Mapping[str, float], seconds: float) -> Position:
-        """Return the position some minibatches later, given the means of what they logged."""
+        """Return the position `steps` minibatches later, given the means of what they logged."""
         sums = {name: self.sums.get(name, 0.0) + mean * steps for name, mean in means.items()}
         return replace(self, step=self.step + steps, sums=sums, seconds=self.seconds + seconds)
 
@@ -65,7 +75,7 @@ class Position:
 
 
 class Observer(Protocol):
-    """Is told how a stage goes. `step` comes after every minibatch, `epoch` after every epoch."""
+    """Follows training: `step` is called after every minibatch, `epoch` after every epoch."""
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None: ...
 
@@ -73,7 +83,7 @@ class Observer(Protocol):
 
 
 class Observers:
-    """Several observers as one; each is told in turn."""
+    """Several observers as one."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
