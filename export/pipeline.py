@@ -21,7 +21,7 @@ from export.session import Graph
 from export.source import Source
 from serve.bundle import Bundle
 from serve.card import Card
-from training.record.files import replacing
+from training.files import replacing
 
 ATTEMPTS = 3  # at a choice of int8 layers within the limit
 
