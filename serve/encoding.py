@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serve.engine import Images
+from serve.model import Images
 
 # The endings, and what Pillow is told. Everything is at, or beyond, visible exactness.
 FORMATS: dict[str, dict[str, Any]] = {

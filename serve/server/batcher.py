@@ -25,7 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.engine import Images
+from serve.model import Images
 from serve.noise import Noise
 from serve.server.refusal import Code, Refusal, invalid
 
