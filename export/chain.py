@@ -6,12 +6,13 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from serve.noise import draw
 from training.errors import RunError
 from training.model import priors
-from training.model.normalise import DRAWS, EVIDENT, Floats, Normalisation, fit, variance_loss
+from training.model.normalise import DRAWS, EVIDENT, Normalisation, fit, variance_loss
 from training.record.run import Run
 
 
@@ -34,7 +35,7 @@ class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         return latents * self.scale + self.shift
 
 
-class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+class ToUint8(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """[0, 1] -> uint8, rounded to the nearest grey level."""
 
     def call(self, images: Any) -> Any:
@@ -78,11 +79,11 @@ def build(
             normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
             latents = Affine(normalisation, name="normalise")(latents)
     source.name, decoder.name = "stage2" if prior == "second-stage" else prior, "stage1"
-    images = Pixels(name="pixels")(decoder(latents))
+    images = ToUint8(name="pixels")(decoder(latents))
     return keras.Model(noise, [images, latents] if with_latents else images, name="chain"), normalisation
 
 
-def _lost(run: Run, generated: Floats) -> float:
+def _lost(run: Run, generated: npt.NDArray[np.float32]) -> float:
     errors = [record["mse"] for record in run.history() if record["stage"] == 2]
     if not errors:
         raise RunError(f"--normalise guarded goes by the second stage's error, and {run.path} has no history of it")

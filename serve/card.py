@@ -22,10 +22,16 @@ MOST_CARD = 2**16  # characters of JSON; ours have 2,000 to 3,000
 MOST_PICTURE = 3 * 2**20  # bytes: 1024x1024 in colour; with a file's extra it is within a gRPC message of 4 MiB
 MOST_SIZE = 2**16  # values of noise, or latents
 MOST_DEPTH = 6  # of lists and objects in each other
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"
+MOST_NAME = 64  # characters
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_NAME - 1}}}")
+NAME_RULE = f"letters, digits, '.', '_' and '-', at most {MOST_NAME}, beginning with a letter or digit"
 # What moves a terminal's cursor, splits a log's line, turns text round, or is no character (a lone surrogate).
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def name_from(text: str, room: int = 0) -> str:
+    """Return a text as a name that the rule allows, with room for so many more characters; "model" if none is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[: MOST_NAME - room] or "model"
 
 
 @dataclass(frozen=True)

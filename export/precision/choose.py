@@ -7,15 +7,15 @@ squares add: layers are taken in the order of squared error for the work they sa
 from __future__ import annotations
 
 from collections.abc import Collection
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
 from export.errors import LimitError
+from export.passes.cost import multiplications, size
 from export.passes.graph import constant, noise_size
 from export.precision.quantise import SEED, calibrate, candidates, quantise
-from export.session import Graph
+from export.session import decoder
 from serve.noise import draw
 
 ALONE, TOGETHER = 64, 256  # samples that a layer alone is judged by, and the choice
@@ -35,10 +35,10 @@ def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
     """
     ranges, layers = calibrate(model), candidates(model.graph)
     noise = draw(SEED, 2**32, TOGETHER, noise_size(model.graph))
-    wanted = Graph(model)(noise).astype(np.int16)
+    wanted = decoder(model)(noise).astype(np.int16)
 
     def error(names: Collection[str], samples: int = TOGETHER) -> float:
-        images = Graph(quantise(model, ranges, names))(noise[:samples])
+        images = decoder(quantise(model, ranges, names))(noise[:samples])
         return float(np.abs(images - wanted[:samples]).mean())
 
     names = [str(node.name) for node in layers]
@@ -64,9 +64,7 @@ def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
 def _work(node: ir.Node) -> int:
     """Return a layer's multiplications per sample, and what its weights cost to read."""
     kernel = constant(node.inputs[1])
-    # A convolution's kernel meets every place of its output, a transposed one's every place of its input.
-    value = node.inputs[0] if node.op_type == "ConvTranspose" else node.outputs[0]
+    products = multiplications(node, 1) or size(node.outputs[0], 1)  # a normalisation multiplies each value once
     assert kernel is not None
-    assert value is not None
-    sides = [side for side in list(value.shape or [])[2:] if isinstance(side, int)]
-    return kernel.size * (prod(sides) + READ)
+    assert products is not None
+    return products + kernel.size * READ
