@@ -18,10 +18,10 @@ from grpc_reflection.v1alpha import reflection
 from serve.bundle import DEFAULT, Bundle
 from serve.errors import ServeError, SettingsError
 from serve.server import admin, health, inference, sampling
-from serve.server.batcher import Budget
+from serve.server.batcher import Backend, Budget
 from serve.server.folder import Loader, engines
 from serve.server.gate import Gate
-from serve.server.models import Registry, Sampler
+from serve.server.models import Registry
 from serve.server.security import Tokens, credentials
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry, no_span, tracing
@@ -46,7 +46,7 @@ class App:
         SettingsError: a file or an address that cannot be used.
     """
 
-    def __init__(self, settings: Settings, opened: Callable[[Bundle], Sequence[Sampler]] | None = None) -> None:
+    def __init__(self, settings: Settings, opened: Callable[[Bundle], Sequence[Backend]] | None = None) -> None:
         self._settings = settings
         tokens = Tokens(settings.tokens) if settings.tokens else None
         secure = credentials(settings)
