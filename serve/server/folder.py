@@ -204,7 +204,7 @@ class Loader:
             try:
                 await self.load(path)
             except ServeError as error:
-                log.error("refused %s; what was served before still is: %s", one_line(path.name), error)
+                log.error("refused %s, and the models already served are not affected: %s", one_line(path.name), error)
         self._seen = files
 
     async def watch(self, seconds: float) -> None:
