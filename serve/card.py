@@ -178,7 +178,7 @@ class Card:
         normalisation: Mode of the latent normalisation and how it was fitted.
         precision: What the graph computes in: "fp32"; "fp16", pictures in float16; "int8", layers in 8 bits.
         recipe: The training recipe as run.
-        dataset: What it was trained on: count, digest, and as far as told name and licence.
+        dataset: What it was trained on: count, digest, and its name and licence where they were given.
         licence: Under what terms the weights may be used.
         notes: Anything a user should know, in prose.
         metrics: Measurements, each with its protocol.
@@ -224,7 +224,7 @@ class Card:
         """Return the card that `to_json` wrote; fields added by later versions are dropped.
 
         Raises:
-            BundleError: it is none, lacks a field, or one is not what it must be.
+            BundleError: the text is not a card, lacks a field, or has one that breaks its rule.
         """
         _check_length(text)
         try:

@@ -1,4 +1,4 @@
-"""What can go wrong while sampling.
+"""The errors of sampling.
 
 ServeError
   BundleError      the model file is not one that we run
@@ -6,7 +6,7 @@ ServeError
   JobError         the output folder cannot take the samples
   SettingsError    the server's configuration cannot work
   RemoteError      a server did not do what it was asked
-    Unreachable    nobody answers, or the connection broke and did not come back
+    Unreachable    no server answers, or the connection broke and did not come back
     Overloaded     the server, or the caller's allowance, stayed full
     Denied         the token, or the certificate, is missing or does not allow this
     Rejected       the request is wrong: the message says what to change (a ValueError as well)
@@ -53,7 +53,7 @@ class RemoteError(ServeError):
 
 
 class Unreachable(RemoteError):
-    """Nobody answers at the address, or the connection broke and did not come back in time."""
+    """No server answers at the address, or the connection broke and did not come back in time."""
 
 
 class Overloaded(RemoteError):

@@ -81,7 +81,7 @@ def hold(out: Path) -> Iterator[None]:
                     path.unlink()
         yield
     finally:
-        with suppress(OSError):  # it may stay; it is only in the way of people
+        with suppress(OSError):  # a lock file that stays does no harm
             (out / LOCK).unlink()
         lock.release()
 
@@ -100,7 +100,7 @@ def run(
         model: Makes the samples.
         out: The folder; to be held.
         replace_other: Whether a folder with other files may be taken over. They stay, unless of the same names.
-        done: Told how many samples are on disk, as they get there.
+        done: Called with how many more samples are on disk, as they get there.
 
     Raises:
         JobError: the folder holds something else, or cannot be written.

@@ -1,4 +1,4 @@
-"""What a bundle is: its card, its graph, and what a sample costs."""
+"""Inspects a bundle: its card, its graph, and what a sample costs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _type(value: ir.Value) -> str:
 
 
 def _is_kept(value: ir.Value) -> bool:
-    """Whether a value is an initialiser; reading its array to see would copy it."""
+    """Tell whether a value is an initialiser, without reading its array, which would copy it."""
     return value.const_value is not None and not value.is_graph_input()
 
 

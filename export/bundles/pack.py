@@ -45,13 +45,13 @@ def unpack(bundle: Bundle) -> ir.Model:
     """Return a bundle's graph, which ONNX's checker has passed.
 
     Raises:
-        ConversionError: it has not, or cannot be read.
+        ConversionError: the checker refuses it, or it cannot be read.
     """
     try:
         model = onnx.load_model_from_string(bundle.data)
         onnx.checker.check_model(model, full_check=True)
         return ir.from_proto(model)
-    except Exception as error:  # what the tools raise of a graph that is none shares no base
+    except Exception as error:  # the exceptions of onnx and onnx-ir share no base
         raise ConversionError(f"the graph of {bundle.card.name} cannot be read: {one_line(str(error), 200)}") from None
 
 

@@ -1,4 +1,4 @@
-"""From the latent to the first ReLU everything is linear: one matrix, where that is smaller.
+"""Everything from the latent to the first ReLU is linear, and becomes one matrix where that multiplies less.
 
 The decoder's stem, its first transposed convolution and whatever reads that before a ReLU (a shortcut, a batch
 normalisation) map 64 numbers to some thousands. As layers they are a seventh of the work of 64x64 pictures.
@@ -20,12 +20,12 @@ LINEAR = (*WEIGHTED, "BatchNormalization", "Add", "Sub", "Mul", "Reshape", "Tran
 
 @dataclass(frozen=True)
 class Region:
-    """What is linear in one value.
+    """The nodes that are linear in one value.
 
     Attributes:
         root: The value, [batch, n].
-        nodes: What computes from it, linearly, in order.
-        ends: What the rest of the graph reads of that.
+        nodes: The nodes that compute linearly from it, in order.
+        ends: Their values that the rest of the graph reads.
         saved: Multiplications saved per sample where every end becomes one matrix.
     """
 
@@ -92,6 +92,6 @@ def _matrices(graph: ir.Graph, region: Region) -> list[tuple[Array, Array]]:
     assert width is not None
     unit = np.eye(width, dtype=np.float32)
     name = session.get_inputs()[0].name
-    # Both signs, so that a large bias takes no digits from the matrix.
+    # Both signs, so that a large bias does not cost the matrix precision.
     above, below, none = (session.run(None, {name: x}) for x in (unit, -unit, np.zeros_like(unit[:1])))
     return [((up - down) / 2, zero[0]) for up, down, zero in zip(above, below, none, strict=True)]

@@ -1,6 +1,6 @@
-"""Which layers compute in int8: as much of the work as the pictures can bear, by measured error.
+"""Chooses which layers compute in int8: as much of the work as a limit on the images' error allows.
 
-Each layer alone is rounded, and the pictures compared. The errors of layers are nearly independent, so that their
+Each layer alone is quantised, and the images are compared. The errors of layers are nearly independent, so that their
 squares add: layers are taken in the order of squared error for the work they save, until the sum reaches the aim.
 """
 
@@ -18,9 +18,9 @@ from export.precision.quantise import SEED, calibrate, candidates, quantise
 from export.session import decoder
 from serve.noise import draw
 
-ALONE, TOGETHER = 64, 256  # samples that a layer alone is judged by, and the choice
-AIM = 0.9  # of the limit, as the samples that are compared in the end are others
-READ = 64  # multiplications that it takes as long to read a weight
+ALONE, TOGETHER = 64, 256  # samples that measure one layer alone, and a choice of layers
+AIM = 0.9  # of the limit, as the final comparison is on other samples
+READ = 64  # reading a weight takes as long as so many multiplications
 
 
 def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
@@ -43,7 +43,7 @@ def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
 
     names = [str(node.name) for node in layers]
     if error(names) > AIM * limit:
-        none = error([], ALONE) ** 2  # what keeping weights in bytes costs
+        none = error([], ALONE) ** 2  # the error of keeping weights in bytes
         squares = {name: max(error([name], ALONE) ** 2 - none, 0.0) for name in names}
         work = {str(node.name): _work(node) for node in layers}
         order = sorted(names, key=lambda name: squares[name] / work[name])
@@ -52,7 +52,7 @@ def choose(model: ir.Model, limit: float) -> tuple[ir.Model, list[str]]:
         names = order[:start]
         while names and error(names) > AIM * limit:
             names.pop()
-        # Not quite independent: a few more may fit.
+        # The errors are not quite independent: a few more layers may fit.
         for name in order[start:]:
             if squares[name] <= (AIM * limit) ** 2 and error([*names, name]) <= AIM * limit:
                 names.append(name)

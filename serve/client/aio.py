@@ -74,7 +74,7 @@ class AsyncModel(Served):
                 try:
                     async for reply in call:
                         yield tries.take(reply.chunk)
-                        tries.be_patient()  # whoever reads may have been away for long
+                        tries.be_patient()  # the reader may have taken long over these images
                 finally:
                     call.cancel()
             await self._client.wait(tries.pause)

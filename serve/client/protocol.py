@@ -94,7 +94,7 @@ class Tries:
         self.pause = 0.0
         self._connection = connection
         self._model = model
-        # An address where nobody ever answered is more likely wrong than away.
+        # An address that never answered is more likely wrong than away for a while.
         self._seconds = connection.options.patience if connection.met else 0.0
         self.be_patient()
 
@@ -333,8 +333,8 @@ def choose(address: str, models: Sequence[wire.Model], name: str, version: str) 
     """Return the model called `name`, or the only one; its newest version where none is asked for.
 
     Raises:
-        Rejected: there is none of the name, or several.
-        Unreachable: there is none yet.
+        Rejected: no model has that name, or there are several and none is named.
+        Unreachable: the server has no model yet.
     """
     if not models:
         raise Unreachable(f"the server at {address} has no model ready yet; run the command again in a moment")

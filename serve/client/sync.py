@@ -76,7 +76,7 @@ class RemoteModel(Served):
                 try:
                     for reply in call:
                         yield tries.take(reply.chunk)
-                        tries.be_patient()  # whoever reads may have been away for long
+                        tries.be_patient()  # the reader may have taken long over these images
                 finally:
                     call.cancel()
             self._client.wait(tries.pause)

@@ -296,7 +296,7 @@ class Batcher:
             request.arrived.set()
 
     def _lose(self, pieces: list[Piece], problem: Exception) -> None:
-        """End the requests of a batch that failed; where the queue failed, all: nobody knows whose turn it was."""
+        """End the requests of a batch that failed; where the queue itself failed, end all of them."""
         self._fail({piece.request for piece in pieces} or set(self._live), problem)
 
     def _is_failing(self, engine: Backend, problem: Exception) -> None:
@@ -320,7 +320,7 @@ class Batcher:
                     self._compute(engine, pieces)
                     pieces = []
                 return
-            except Exception as error:  # whatever it is, the thread outlives it, and nobody waits for what it had
+            except Exception as error:  # the thread outlives any error, and its requests end instead of waiting
                 self._loop.call_soon_threadsafe(self._lose, pieces, error)
                 if not self._outlive(engine):
                     return

@@ -70,7 +70,7 @@ class Loader:
         settings: Devices, batches, the folder.
         registry: Where models go.
         budget: Shared by all models.
-        telemetry: Told of loads and batches.
+        telemetry: Counts loads and batches.
         opened: Opens a bundle on the devices.
     """
 
@@ -213,7 +213,7 @@ class Loader:
             await asyncio.sleep(seconds)
             try:
                 await self.scan()
-            except Exception:  # a bug; whoever watches goes on watching
+            except Exception:  # a bug must not end the watching
                 log.exception("cannot keep up with the model folder; looking again in %g s", seconds)
 
     def _paths(self) -> list[Path]:

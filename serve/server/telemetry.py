@@ -64,7 +64,7 @@ class Telemetry:
         return BatchMetrics(self, model)
 
     def collect_from(self, registry: Registry, budget: Budget) -> None:
-        """Also show what is served, and how much of the budget is held, whenever somebody looks."""
+        """Also show what is served, and how much of the budget is held, at each scrape."""
         self.metrics.register(State(registry, budget))
 
     def listen(self, address: str) -> None:
