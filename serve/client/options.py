@@ -43,7 +43,7 @@ class Options:
 
     @property
     def channel_options(self) -> list[tuple[str, Any]]:
-        """gRPC's channel arguments."""
+        """The arguments of gRPC's channel."""
         options: list[tuple[str, Any]] = [
             # Each client has a connection of its own; gRPC would give all of a process the same one.
             ("grpc.use_local_subchannel_pool", 1),

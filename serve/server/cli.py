@@ -14,7 +14,13 @@ import click
 from serve.server.settings import LISTEN, Settings
 
 FILE = click.Path(path_type=Path)
-DEFAULTS = Settings()
+_SETTINGS = Settings()
+# By option, each in its option's unit.
+DEFAULTS = vars(_SETTINGS) | {
+    "max_delay": _SETTINGS.max_delay * 1000,
+    "queue_bytes": _SETTINGS.queue_bytes >> 20,
+    "message_bytes": _SETTINGS.message_bytes >> 20,
+}
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -35,7 +41,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 
 
 @click.command(
-    context_settings={"show_default": True, "max_content_width": 110, "auto_envvar_prefix": "SERVE_VAE"},
+    context_settings={
+        "show_default": True,
+        "max_content_width": 110,
+        "auto_envvar_prefix": "SERVE_VAE",
+        "default_map": DEFAULTS,
+    },
     epilog="Every option can also be set by an environment variable: --max-batch 64 by SERVE_VAE_MAX_BATCH=64.",
 )
 @click.version_option(package_name="balanced-vae")
@@ -54,7 +65,6 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--watch",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=DEFAULTS.watch,
     help="How often to look for changes in the folder of --models; 0: never.",
 )
 @click.option("--admin", is_flag=True, help="Let callers load and unload models of the folder of --models.")
@@ -63,7 +73,6 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--device",
     metavar="NAME",
     multiple=True,
-    default=DEFAULTS.device,
     help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: the first available. Repeatable: models "
     "then run on each.",
 )
@@ -71,21 +80,18 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--threads",
     metavar="N",
     type=click.IntRange(0, 1024),
-    default=DEFAULTS.threads,
     help="CPU threads of each device; 0: all cores.",
 )
 @click.option(
     "--max-batch",
     metavar="N",
     type=click.IntRange(0, 4096),
-    default=DEFAULTS.max_batch,
     help="Largest batch; 0: the device's own.",
 )
 @click.option(
     "--max-delay",
     metavar="MS",
     type=click.FloatRange(0, 10_000),
-    default=DEFAULTS.max_delay * 1000,
     callback=_milliseconds,
     help="How long a batch that is not full waits for more requests, in milliseconds.",
 )
@@ -96,14 +102,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--queue-samples",
     metavar="N",
     type=click.IntRange(1),
-    default=DEFAULTS.queue_samples,
     help="Most samples that may wait or be in work for all callers; further requests are refused.",
 )
 @click.option(
     "--queue-bytes",
     metavar="MIB",
     type=click.IntRange(8),
-    default=DEFAULTS.queue_bytes >> 20,
     callback=_mebibytes,
     help="Most MiB of pictures held for all callers; further requests are refused.",
 )
@@ -111,14 +115,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--max-requests",
     metavar="N",
     type=click.IntRange(1),
-    default=DEFAULTS.max_requests,
     help="Most requests of all callers at a time; further ones are refused.",
 )
 @click.option(
     "--message-bytes",
     metavar="MIB",
     type=click.IntRange(1, 1024),
-    default=DEFAULTS.message_bytes >> 20,
     callback=_mebibytes,
     help="Largest message accepted from a client, in MiB.",
 )
@@ -126,49 +128,42 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--streams",
     metavar="N",
     type=click.IntRange(1),
-    default=DEFAULTS.streams,
     help="Most requests at a time on one connection; more wait in the client.",
 )
 @click.option(
     "--stall",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
-    default=DEFAULTS.stall,
     help="How long a client may read nothing while others need its room; then its connection is closed.",
 )
 @click.option(
     "--keepalive",
     metavar="SECONDS",
     type=click.FloatRange(10, 86400),
-    default=DEFAULTS.keepalive,
     help="How often to ask a silent connection whether its client is alive.",
 )
 @click.option(
     "--connection-idle",
     metavar="SECONDS",
     type=click.FloatRange(1, 86400),
-    default=DEFAULTS.connection_idle,
     help="Close a connection after this long without a request.",
 )
 @click.option(
     "--connection-age",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=DEFAULTS.connection_age,
     help="Have clients reconnect after this long, so that a load balancer can spread them; 0: never.",
 )
 @click.option(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(0, 3600),
-    default=DEFAULTS.grace,
     help="How long accepted requests may take to finish after SIGTERM.",
 )
 # Security
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    default=DEFAULTS.listen,
     callback=_address,
     help="Address to listen on; unix:PATH is a socket, port 0 any free port.",
 )
@@ -186,14 +181,11 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
-    default=DEFAULTS.metrics,
     show_default=False,
     callback=_address,
     help="Serve Prometheus metrics over HTTP at this address.",
 )
-@click.option(
-    "--log-format", type=click.Choice(("text", "json")), default=DEFAULTS.log_format, help="How log lines are written."
-)
+@click.option("--log-format", type=click.Choice(("text", "json")), help="How log lines are written.")
 @click.option("--log-requests", is_flag=True, help="Log a line at the end of each request.")
 @click.option("--otel", is_flag=True, help="Send OpenTelemetry traces to where the OTEL_* variables say.")
 @click.option("--check", is_flag=True, help="Read, validate and warm up all that a start would, print it, and exit.")
