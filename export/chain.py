@@ -34,7 +34,7 @@ class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         return latents * self.scale + self.shift
 
 
-class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+class ToUint8(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """[0, 1] -> uint8, rounded to the nearest grey level."""
 
     def call(self, images: Any) -> Any:
@@ -78,7 +78,7 @@ def build(
             normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
             latents = Affine(normalisation, name="normalise")(latents)
     source.name, decoder.name = "stage2" if prior == "second-stage" else prior, "stage1"
-    images = Pixels(name="pixels")(decoder(latents))
+    images = ToUint8(name="pixels")(decoder(latents))
     return keras.Model(noise, [images, latents] if with_latents else images, name="chain"), normalisation
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import click
 from click_default_group import DefaultGroup
 
-from serve.card import NAME, NAME_RULE
+from serve.card import NAME, NAME_RULE, name_from
 from training.commands import needs, refuse
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,97 +40,124 @@ def _clear_errors() -> Iterator[None]:
 @click.group(cls=DefaultGroup, default="export", context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
-    """Make bundles (export, which need not be named), look into them, or compare them.
+    """Export a run as one ONNX file (a bundle), show what a bundle is, or compare two of them.
+
+    The command export is the default: its name may be left out.
 
     \b
     export-onnx runs/mine --out mine.onnx
     export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
     export-onnx inspect mine.onnx
     export-onnx diff mine-fp32.onnx mine-int8.onnx
-    export-onnx export --help            every option of exporting
+    export-onnx export --help            all options of exporting: --out, --precision, --prior ...
     """
 
 
 @main.command()
 @click.argument("source", metavar="RUN_OR_BUNDLE", type=click.Path(path_type=Path))
 # What is written
-@click.option("--out", metavar="FILE", required=True, type=FILE, help="The .onnx to write.")
-@click.option("--force", is_flag=True, help="Replace what exists.")
+@click.option("--out", metavar="FILE", required=True, type=FILE, help="The .onnx file to write.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
 @click.option(
     "--precision",
     "precisions",
     multiple=True,
     type=click.Choice(("fp32", "fp16", "int8")),
     default=("fp32",),
-    help="fp16 for GPUs, int8 for CPUs (repeatable: FILE then gets -fp32, -int8 before its suffix).",
+    help="What the graph computes in: fp16 for GPUs, int8 for CPUs. Repeatable: the files are then called "
+    "mine-fp32.onnx, mine-int8.onnx.",
 )
 @click.option(
     "--store",
     type=click.Choice(("float32", "float16")),
     default="float32",
-    help="How float weights are stored; float16 halves the file. Arithmetic is the precision's.",
+    help="How float weights are stored; float16 halves the file. What the graph computes in is --precision's alone.",
 )
 @click.option(
     "--triton-repository",
     "triton",
     metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Also write a Triton model repository there, and a KServe YAML beside it.",
+    help="Also write a model repository for NVIDIA Triton into this folder, and a KServe InferenceService beside it.",
 )
 # What is exported
 @click.option(
     "--prior",
     type=click.Choice(("second-stage", "normal", "gaussian", "gmm")),
     default="second-stage",
-    help="Where latents come from: both stages (GEN-2), the noise itself (GEN-1), or an ex-post density.",
+    help="What latents are sampled from: the second stage (GEN-2), the standard normal (GEN-1), or a Gaussian or a "
+    "mixture of Gaussians (gmm) fitted to the latents.",
 )
 @click.option(
     "--normalise",
     type=click.Choice(("none", "scalar", "per-dimension", "guarded")),
     default="scalar",
-    help="How second-stage latents get the aggregate posterior's variance; guarded: scalar where they evidently lack "
-    "it, by the paper's rule, else none.",
+    help="How second-stage latents are given the aggregate posterior's variance. guarded: as scalar where they "
+    "evidently lack it, by the paper's rule, else as none.",
 )
-@click.option("--with-latents", is_flag=True, help="A second output, latents float32 [batch, latent_dim].")
+@click.option(
+    "--with-latents", is_flag=True, help="Add a second output to the graph: latents, float32 [batch, latent_dim]."
+)
 # What a precision may change
 @click.option(
     "--limit-mean",
     metavar="LEVELS",
     type=click.FloatRange(0, 255),
     default=1.0,
-    help="Mean difference from fp32's samples, in grey levels. int8 keeps layers float to stay below it.",
+    help="Largest mean difference from fp32's samples, in grey levels; beyond it nothing is written. int8 keeps layers "
+    "in float to stay below it.",
 )
 @click.option(
     "--limit-fd",
     metavar="SHARE",
     type=click.FloatRange(0),
     default=0.02,
-    help="Change of the Frechet distance from real pictures; needs --features and --reference.",
+    help="Largest change of the Frechet distance from real pictures, as a share of fp32's; beyond it nothing is "
+    "written. Takes --features and --reference.",
 )
 @click.option(
-    "--features", metavar="FILE", type=FILE, help="Extractor of fp16's and int8's distance, as evaluate-vae takes it."
+    "--features",
+    metavar="FILE",
+    type=FILE,
+    help="Feature extractor of --limit-fd, an ONNX file as evaluate-vae takes it.",
 )
 @click.option(
     "--reference",
     metavar="PATH",
     type=click.Path(path_type=Path, exists=True),
-    help="Real pictures, as train-vae takes them.",
+    help="Real pictures for --limit-fd, in any form that train-vae takes.",
 )
 @click.option(
     "--count",
     metavar="N",
     type=click.IntRange(min=1),
     default=10_000,
-    help="Samples of fp16 and int8 compared with fp32's.",
+    help="How many samples of fp16 and int8 are compared with fp32's.",
 )
 # What its card says
-@click.option("--name", metavar="NAME", callback=_name, help="What it is served as.  [default: FILE's stem]")
-@click.option("--dataset", metavar="TEXT", default="", show_default=False, help="For the card: what it was trained on.")
 @click.option(
-    "--licence", metavar="TEXT", default="", show_default=False, help="For the card: under what terms it may be used."
+    "--name", metavar="NAME", callback=_name, help="The name that the model is served under.  [default: FILE's stem]"
 )
 @click.option(
-    "--notes", metavar="TEXT", default="", show_default=False, help="For the card: anything a user should know."
+    "--dataset",
+    metavar="TEXT",
+    default="",
+    show_default=False,
+    help="Text for the card: what the model was trained on.",
+)
+@click.option(
+    "--licence",
+    metavar="TEXT",
+    default="",
+    show_default=False,
+    help="Text for the card: under what terms the model may be used.",
+)
+@click.option(
+    "--notes",
+    metavar="TEXT",
+    default="",
+    show_default=False,
+    help="Text for the card: anything that a user should know.",
 )
 @needs("cpu,export")
 def export(
@@ -150,17 +176,17 @@ def export(
     reference: Path | None,
     count: int,
     name: str | None,
-    **told: str,
+    **card_fields: str,
 ) -> None:
-    """Export RUN_OR_BUNDLE, a finished run directory or an fp32 bundle, as one ONNX file: noise in, uint8 pixels out.
+    """Export RUN_OR_BUNDLE, a finished run directory or an fp32 bundle, as one ONNX file from noise to uint8 pixels.
 
     \b
     export-onnx runs/mine --out mine.onnx
     export-onnx mine.onnx --out mine-int8.onnx --precision int8
 
-    Each file is checked before it takes its name: against Keras (or the bundle it is made of), in batches of 1 to
-    256, on one thread and on two, with noise of 8 sigma; other precisions than fp32 also against fp32. The report
-    is printed and kept in the file's card.
+    Each file is checked before it takes its name: its samples against those of Keras (or of the bundle that it is
+    made from) in batches of 1 to 256, on one thread and on two, and with noise of eight standard deviations. fp16
+    and int8 are also compared with fp32. The report is printed, and kept in the file's card.
     """
     precisions = tuple(dict.fromkeys(precisions))
     outs = _outs(out, precisions)
@@ -183,15 +209,15 @@ def export(
         )
     elif not features:
         refuse(("limit_fd",), "takes --features and --reference: without them no Frechet distance is measured")
-    told["name"] = name or _name_from(out)
+    name = name or name_from(out.stem, room=len("-fp32"))
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise click.ClickException(
             "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
         )
     with _clear_errors():
-        from export import source as sources
         from export.bundles.triton import check_free, write_repository
         from export.bundles.verify import describe
+        from export.exportable import from_bundle, from_run
         from export.pipeline import Limits, export, names
 
         def say(line: str) -> None:
@@ -199,14 +225,14 @@ def export(
 
         began = time.monotonic()
         if triton:
-            check_free(triton, list(names(told["name"], precisions).values()), force)
+            check_free(triton, list(names(name, precisions).values()), force)
         if source.is_dir():
-            chain = sources.from_run(source, prior, normalise, with_latents, told, say)
+            exportable = from_run(source, name, prior, normalise, with_latents, say, **card_fields)
         else:
-            chain = sources.from_bundle(source, told)
+            exportable = from_bundle(source, name, **card_fields)
         limits = Limits(limit_mean, limit_fd, count, features, reference)
         try:
-            bundles = export(chain, outs, store, limits, say)
+            bundles = export(exportable, outs, store, limits, say)
             if triton:
                 write_repository(bundles, triton, force)
         except OSError as error:
@@ -217,35 +243,35 @@ def export(
     click.echo(f"{time.monotonic() - began:.1f} s in all")
 
 
-@main.command()
+@main.command(name="inspect")
 @click.argument("file", type=FILE)
-@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @needs("cpu,export")
-def inspect(file: Path, as_json: bool) -> None:
-    """Say what FILE, a bundle, is: card, inputs and outputs, parameters, work per sample, operators, digest."""
+def inspect_bundle(file: Path, as_json: bool) -> None:
+    """Show what the bundle FILE is: its card, inputs and outputs, parameters, work per sample, operators and digest."""
     with _clear_errors():
-        from export.bundles import inspect as bundles
+        from export.bundles.inspect import inspect, render
         from serve.bundle import load
 
-        facts = bundles.inspect(load(file))
-        click.echo(json.dumps(facts, indent=2) if as_json else bundles.render(facts))
+        facts = inspect(load(file))
+        click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
 
 
 @main.command()
 @click.argument("a", type=FILE)
 @click.argument("b", type=FILE)
-@click.option("--count", metavar="N", type=click.IntRange(min=1), default=1000, help="Samples compared.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--count", metavar="N", type=click.IntRange(min=1), default=1000, help="How many samples to compare.")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 @needs("cpu,export")
 def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
-    """Say whether bundles A and B make the same samples, and how far they are apart.
+    """Compare the samples that bundles A and B make of the same noise.
 
-    The same: no value differs by more than one grey level. Exits with 0 where they are, 1 where they are not.
+    They are the same where no value differs by more than one grey level: diff then exits with 0, otherwise with 1.
     """
     with _clear_errors():
-        from export.bundles.compare import between
+        from export.bundles.compare import compare_bundles
 
-        found = between(a, b, count)
+        found = compare_bundles(a, b, count)
     click.echo(json.dumps(found.to_dict()) if as_json else found.text(a.name, b.name))
     raise SystemExit(0 if found.worst <= 1 else 1)
 
@@ -254,8 +280,3 @@ def _outs(out: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
     if len(precisions) == 1:
         return {precisions[0]: out}
     return {precision: out.with_name(f"{out.stem}-{precision}{out.suffix}") for precision in precisions}
-
-
-def _name_from(out: Path) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")
-    return stem[: 64 - len("-fp32")] or "model"

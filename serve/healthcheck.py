@@ -23,7 +23,7 @@ SECONDS = 3.0
 @click.argument("address", default=LISTEN)
 @flags.tls
 def main(address: str, **options: Any) -> None:
-    """Exit with 0 if the server at ADDRESS is serving, else with 1; a line says what it is."""
+    """Ask the server at ADDRESS for its health, print it, and exit with 0 where it is SERVING, otherwise with 1."""
     try:
         secure = Options(**options).credentials()
     except ServeError as error:

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from serve import flags
 
 if TYPE_CHECKING:
-    from serve.job import Source
+    from serve.model import GenerativeModel
 
 MOST = 10**8  # samples in one folder
 
@@ -60,23 +60,39 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 # Which pictures
-@click.option("--n", "count", metavar="N", type=click.IntRange(1, MOST), required=True, help="How many.")
 @click.option(
-    "--out", metavar="FOLDER", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where to."
+    "--n", "count", metavar="N", type=click.IntRange(1, MOST), required=True, help="How many pictures to make."
 )
-@click.option("--seed", metavar="N", type=click.IntRange(0, 2**64 - 1), default=0, help="Another seed, other pictures.")
-@click.option("--start", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, help="Index of the first.")
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write into.",
+)
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, 2**64 - 1),
+    default=0,
+    help="Seed of the noise: another seed gives other pictures.",
+)
+@click.option("--start", metavar="N", type=click.IntRange(0, 2**63 - 1), default=0, help="Index of the first sample.")
 @click.option(
     "--temperature",
     metavar="T",
     type=click.FloatRange(0, 100),
     default=1.0,
     callback=_finite,
-    help="Scale of the noise: below 1 plainer pictures, above 1 stranger ones.",
+    help="Scale of the noise: below 1 gives plainer pictures, above 1 stranger ones.",
 )
 # How they are kept
 @click.option(
-    "--format", "kind", type=click.Choice(("png", "jpeg", "webp", "npy")), default="png", help="npy: 1000 a file."
+    "--format",
+    "kind",
+    type=click.Choice(("png", "jpeg", "webp", "npy")),
+    default="png",
+    help="Format of the files. npy: an array of 1000 pictures in each.",
 )
 @click.option(
     "--grid",
@@ -84,23 +100,27 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     is_flag=False,
     flag_value="10x10",
     callback=_grid,
-    help="Also write grid.png, a contact sheet of the first ones (10x10 where no size is given).",
+    help="Also write grid.png, a contact sheet of the first pictures (10x10 where no size is given).",
 )
-@click.option("--mix", is_flag=True, help="Write into a folder that holds other files, replacing those of equal names.")
+@click.option(
+    "--mix", is_flag=True, help="Write even into a folder that holds other files, replacing those of equal names."
+)
 # Who makes them
 @click.option(
     "--model",
     metavar="FILE",
     default="",
     show_default=False,
-    help="A bundle; with --server, a model's name.  [default: the embedded faces]",
+    help="The bundle to sample from; with --server, the name of a model there.  [default: the embedded faces]",
 )
 @click.option(
     "--precision",
     type=click.Choice(("fp32", "int8")),
-    help="Of the embedded faces: int8 is faster on a CPU and rounds a little.  [default: fp32]",
+    help="Which of the two embedded faces models: int8 is faster on a CPU and rounds a little.  [default: fp32]",
 )
-@click.option("--server", metavar="HOST:PORT", callback=_address, help="Have them made by serve-vae.")
+@click.option(
+    "--server", metavar="HOST:PORT", callback=_address, help="Have the pictures made by the serve-vae at this address."
+)
 @click.option(
     "--token",
     metavar="TOKEN",
@@ -108,17 +128,29 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     show_default=False,
     envvar="SAMPLE_TOKEN",
     show_envvar=True,
-    help="For --server.",
+    help="Bearer token that --server asks for.",
 )
 @flags.tls
 @click.option(
     "--device",
     metavar="NAME",
     default="auto",
-    help="In process: cpu, openvino, cuda, cuda:1, tensorrt; auto: the first.",
+    help="Without --server, the device to run on: cpu, openvino, cuda, cuda:1, tensorrt; auto: the first available.",
 )
-@click.option("--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all cores.")
-@click.option("--batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="Largest batch; 0: the device's.")
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Without --server, CPU threads; 0: all cores.",
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(0, 4096),
+    default=0,
+    help="Without --server, the largest batch; 0: the device's own.",
+)
 def main(
     count: int,
     out: Path,
@@ -137,15 +169,15 @@ def main(
     batch: int,
     **tls: Any,
 ) -> None:
-    """Make pictures: samples START to START + N - 1 of a seed, into a folder.
+    """Make N pictures, samples START to START + N - 1 of a seed, and write them into a folder.
 
     \b
     sample-cli --n 1000 --out faces/ --grid
     sample-cli --n 5 --seed 7 --start 100 --out five/
     sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
 
-    The same seed and index give the same picture every time; the same command on a folder that is not
-    complete makes what is missing or damaged. One sample-cli at a time writes to a folder.
+    The same seed and index give the same picture every time. On a folder that is not complete, the same command
+    makes what is missing or damaged. Only one sample-cli at a time can write to a folder.
     """
     if start + count > 2**63:
         raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
@@ -158,22 +190,22 @@ def main(
 
     try:
         with ExitStack() as stack:
-            source = (
+            sampled = (
                 _remote(stack, server, model, token=token, **tls)
                 if server is not None
                 else _local(model, precision or "fp32", device, threads, batch)
             )
-            wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
-            label = f"{source.name} seed {seed}"
+            wanted = job.Job(sampled.name, sampled.digest, seed, start, count, temperature, kind)
+            label = f"{sampled.name} seed {seed}"
             began = time.monotonic()
             stack.enter_context(job.hold(out))
             with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
-                made = job.run(wanted, source, out, mix, bar.update)
+                made = job.run(wanted, sampled, out, mix, bar.update)
             seconds = time.monotonic() - began
             speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
             click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
             if grid:
-                click.echo(f"contact sheet: {job.grid(wanted, source, out, *grid)}")
+                click.echo(f"contact sheet: {job.grid(wanted, sampled, out, *grid)}")
     except ServeError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -181,13 +213,13 @@ def main(
         raise SystemExit(130) from None
 
 
-def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> Source:
+def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> GenerativeModel:
     from serve.client import Client, Options
 
     return stack.enter_context(Client(server, Options(**options))).model(model)
 
 
-def _local(model: str, precision: str, device: str, threads: int, batch: int) -> Source:
+def _local(model: str, precision: str, device: str, threads: int, batch: int) -> GenerativeModel:
     from serve.bundle import EMBEDDED, load
     from serve.engine import Engine
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -59,6 +60,42 @@ def test_help_shows_every_command_and_the_way_to_the_defaults_own(
     assert_clear_error(command(group, "--features", "f.onnx"), "Missing argument", code=2)  # the default's, unnamed
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *HOMES,
+        "evaluate-vae measure",
+        "evaluate-vae compare",
+        "export-onnx export",
+        "export-onnx inspect",
+        "export-onnx diff",
+        "python -m serve.healthcheck",
+    ],
+)
+def test_help_says_what_each_option_does(words: str) -> None:
+    result = command(*words.split(), "--help", COLUMNS="100")
+    assert result.returncode == 0, result.stderr
+    assert '[default: ""]' not in result.stdout
+    said = dict(re.findall(r"^  (--\S+).*?\s{2,}(.*(?:\n {10,}.*)*)", result.stdout, re.MULTILINE))
+    assert "--help" in said
+    for option, text in said.items():
+        sentence = " ".join(re.sub(r"\[(default|env var|required|\d).*?\]\s*$", "", text, flags=re.DOTALL).split())
+        assert re.fullmatch(r"[A-Z].*\w.*\.", sentence), (option, text)
+        assert len(sentence.split()) >= 3, (option, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "options"),
+    [("export-onnx", "export", ["--out", "--precision", "--prior"]), ("evaluate-vae", "measure", ["--features"])],
+)
+def test_a_groups_help_leads_to_its_defaults_options(name: str, default: str, options: list[str]) -> None:
+    (line,) = re.findall(rf"^ +{name} {default} --help +(.*)$", command(name, "--help").stdout, re.MULTILINE)
+    own = command(name, default, "--help").stdout
+    for option in options:
+        assert option in line
+        assert f"\n  {option} " in own
+
+
 def light() -> set[str]:
     """The packages that `pip install '.[cpu]'` brings."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
@@ -99,7 +136,7 @@ import_module(sys.argv.pop(1)).main()
 @pytest.fixture(scope="module")
 def absent() -> str:
     """Modules that a light install lacks, of those that are here."""
-    ours, here = {"training", "export", "serve"}, light()
+    ours, here = {"balanced_vae", "training", "export", "serve"}, light()
     modules = packages_distributions().items()
     return json.dumps([name for name, by in modules if name not in ours and not here & set(map(canonicalize_name, by))])
 

@@ -32,51 +32,80 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
-@click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=_recipes, help="Name them.")
 @click.option(
-    "--recipe", "name", metavar="NAME", required=True, help="What to train: faces, cifar10, rae-l2-celeba ..."
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_recipes,
+    help="List the recipes with what each reproduces and the time it takes, and exit.",
+)
+@click.option(
+    "--recipe",
+    "name",
+    metavar="NAME",
+    required=True,
+    help="The recipe to train, such as faces, cifar10 or rae-l2-celeba; --list-recipes shows all.",
 )
 @click.option(
     "--data",
     metavar="PATH",
     required=True,
     type=click.Path(path_type=Path),
-    help="A folder or zip of pictures (CelebA's split is found), CIFAR-10 or MNIST files, .npy or .npz.",
+    help="A folder or zip of pictures (CelebA's official split is used where it is found), a folder of CIFAR-10's or "
+    "MNIST's files, .npy or .npz.",
 )
 @click.option(
     "--out",
     metavar="FOLDER",
     required=True,
     type=click.Path(path_type=Path),
-    help="Run directory. The same command on an unfinished one goes on with it.",
+    help="The run directory to write. If it holds an unfinished run, the same command resumes it.",
 )
 @click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting of the recipe (repeatable)."
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change one setting of the recipe, such as --set epochs=20 (repeatable). --dry-run prints all of them.",
 )
-@click.option("--skip-unreadable", is_flag=True, help="Leave broken pictures out instead of stopping at them.")
-@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Where decoded pictures are kept.")
+@click.option(
+    "--skip-unreadable",
+    is_flag=True,
+    help="Leave out pictures that cannot be decoded, instead of ending with an error.",
+)
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Where decoded pictures are kept for the next run.  [default: ~/.cache/balanced-vae]",
+)
 @click.option(
     "--save-every",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
     default=Execution.save_every,
-    help="Work that a power cut may cost.",
+    help="Save the state of training this often: the most work that a kill or a power cut can cost.",
 )
 @click.option(
     "--steps-per-execution",
     metavar="N",
     type=click.IntRange(min=1),
     default=Execution.steps_per_execution,
-    help="Minibatches a call of the compiled step; 10 or more keep a fast GPU busy.",
+    help="How many minibatches one call of the compiled training step runs; 10 or more keep a fast GPU busy.",
 )
 @click.option(
     "--devices",
     metavar="N|all",
     callback=_devices,
     default=Execution.devices,
-    help="GPUs that share each minibatch of stage 1; several machines by TF_CONFIG.",
+    help="How many GPUs share each minibatch of stage 1, or all of them. TF_CONFIG names several machines.",
 )
-@click.option("--dry-run", is_flag=True, help="Check the data, print the recipe, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read and check the pictures, print every setting of the recipe, and exit without training.",
+)
 @needs("train")
 def main(
     name: str,
@@ -90,15 +119,18 @@ def main(
     devices: str,
     dry_run: bool,
 ) -> None:
-    """Train a two-stage VAE on pictures, its balance computed from the running error - or a competitor of it.
+    """Train a two-stage VAE on pictures, or one of the models that it is compared with.
+
+    The balance of reconstruction and KL divergence is computed from the running error, unless the recipe says
+    otherwise.
 
     \b
     train-vae --recipe faces --data photos/ --out runs/mine
     train-vae --recipe cifar10 --data cifar-10-batches-bin/ --out runs/cifar --set epochs=20
     train-vae --recipe rae-l2-celeba --data celeba/ --out runs/rae --set priors=gmm,second-stage
 
-    Ctrl-C or SIGTERM saves and ends; the same command resumes. KERAS_BACKEND chooses tensorflow
-    (default), jax or torch, once for all of a run.
+    Ctrl-C and SIGTERM save the state of training and exit; the same command resumes. The environment variable
+    KERAS_BACKEND chooses tensorflow (the default), jax or torch; a run is resumed on the backend that began it.
     """
     from training.data.dataset import load_data
     from training.fit.stop import Stopped, StopRequest

@@ -19,8 +19,8 @@ from training.files import replacing
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
 PREFERRED, LARGEST, DELAY = (32, 64), 256, 2000
-# Triton's queue counts requests, whatever their size and the device's speed: what keeps a client from waiting in
-# vain is the time-out (microseconds), which refuses what has waited that long.
+# Triton's queue counts requests, whatever their size and the device's speed. A time-out in microseconds refuses what
+# has waited too long, so that no client waits in vain.
 QUEUE, PATIENCE = 1024, 5_000_000
 CONFIG = """\
 # {description}

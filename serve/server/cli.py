@@ -14,6 +14,13 @@ import click
 from serve.server.settings import LISTEN, Settings
 
 FILE = click.Path(path_type=Path)
+_SETTINGS = Settings()
+# By option, each in its option's unit.
+DEFAULTS = vars(_SETTINGS) | {
+    "max_delay": _SETTINGS.max_delay * 1000,
+    "queue_bytes": _SETTINGS.queue_bytes >> 20,
+    "message_bytes": _SETTINGS.message_bytes >> 20,
+}
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -34,8 +41,13 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 
 
 @click.command(
-    context_settings={"show_default": True, "max_content_width": 110, "auto_envvar_prefix": "SERVE_VAE"},
-    epilog="Every option is also an environment variable: SERVE_VAE_ and its name, such as SERVE_VAE_MAX_BATCH.",
+    context_settings={
+        "show_default": True,
+        "max_content_width": 110,
+        "auto_envvar_prefix": "SERVE_VAE",
+        "default_map": DEFAULTS,
+    },
+    epilog="Every option can also be set by an environment variable: --max-batch 64 by SERVE_VAE_MAX_BATCH=64.",
 )
 @click.version_option(package_name="balanced-vae")
 # Models
@@ -44,115 +56,148 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     metavar="FILE",
     multiple=True,
     type=FILE,
-    help="A bundle to serve, under its card's name (repeatable).  [default: the embedded faces]",
+    help="A bundle to serve under the name on its card (repeatable).  [default: the embedded faces]",
 )
-@click.option("--models", metavar="FOLDER", type=FILE, help="Serve every NAME.onnx and NAME@VERSION.onnx in it.")
+@click.option(
+    "--models", metavar="FOLDER", type=FILE, help="A folder of bundles: serve every NAME.onnx and NAME@VERSION.onnx."
+)
 @click.option(
     "--watch",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=0.0,
-    help="Keep up with that folder, looking this often; 0: never.",
+    help="How often to look for changes in the folder of --models; 0: never.",
 )
-@click.option("--admin", is_flag=True, help="Let callers load and unload models of that folder.")
+@click.option("--admin", is_flag=True, help="Let callers load and unload models of the folder of --models.")
 # Devices and batches
 @click.option(
     "--device",
     metavar="NAME",
     multiple=True,
-    default=("auto",),
-    help="cpu, openvino, cuda, cuda:1, tensorrt ...; repeated: one engine each. auto: the first there is.",
+    help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: the first available. Repeatable: models "
+    "then run on each.",
 )
-@click.option("--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads; 0: all cores.")
-@click.option("--max-batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="0: the device's.")
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(0, 1024),
+    help="CPU threads of each device; 0: all cores.",
+)
+@click.option(
+    "--max-batch",
+    metavar="N",
+    type=click.IntRange(0, 4096),
+    help="Largest batch; 0: the device's own.",
+)
 @click.option(
     "--max-delay",
     metavar="MS",
     type=click.FloatRange(0, 10_000),
-    default=1.0,
     callback=_milliseconds,
-    help="How long a batch that is not full waits for more.",
+    help="How long a batch that is not full waits for more requests, in milliseconds.",
 )
-@click.option("--cuda-graphs", is_flag=True, help="Replay each batch size as one CUDA graph.")
-@click.option("--cache", metavar="FOLDER", type=FILE, help="Where TensorRT keeps its engines.")
+@click.option("--cuda-graphs", is_flag=True, help="Replay the kernels of each batch size as one CUDA graph.")
+@click.option("--cache", metavar="FOLDER", type=FILE, help="Where TensorRT keeps the engines that it has compiled.")
 # Limits
 @click.option(
     "--queue-samples",
     metavar="N",
     type=click.IntRange(1),
-    default=16384,
-    help="Most samples under way, of all callers.",
+    help="Most samples that may wait or be in work for all callers; further requests are refused.",
 )
 @click.option(
     "--queue-bytes",
     metavar="MIB",
     type=click.IntRange(8),
-    default=256,
     callback=_mebibytes,
-    help="Most MiB of pictures under way.",
+    help="Most MiB of pictures held for all callers; further requests are refused.",
 )
-@click.option("--max-requests", metavar="N", type=click.IntRange(1), default=2048, help="Most requests at a time.")
+@click.option(
+    "--max-requests",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Most requests of all callers at a time; further ones are refused.",
+)
 @click.option(
     "--message-bytes",
     metavar="MIB",
     type=click.IntRange(1, 1024),
-    default=4,
     callback=_mebibytes,
-    help="Largest message that is taken, MiB.",
+    help="Largest message accepted from a client, in MiB.",
 )
-@click.option("--streams", metavar="N", type=click.IntRange(1), default=1024, help="Most requests on a connection.")
+@click.option(
+    "--streams",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Most requests at a time on one connection; more wait in the client.",
+)
 @click.option(
     "--stall",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
-    default=10.0,
-    help="How long a reader may take nothing of a message before it has to make room for others.",
+    help="How long a client may read nothing while others need its room; then its connection is closed.",
 )
 @click.option(
     "--keepalive",
     metavar="SECONDS",
     type=click.FloatRange(10, 86400),
-    default=60.0,
-    help="Ask a silent connection this often whether it lives.",
+    help="How often to ask a silent connection whether its client is alive.",
 )
 @click.option(
     "--connection-idle",
     metavar="SECONDS",
     type=click.FloatRange(1, 86400),
-    default=600.0,
-    help="Close a connection without requests.",
+    help="Close a connection after this long without a request.",
 )
 @click.option(
     "--connection-age",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=0.0,
-    help="Have clients connect anew, so that balancers can spread them; 0: never.",
+    help="Have clients reconnect after this long, so that a load balancer can spread them; 0: never.",
 )
-@click.option("--grace", metavar="SECONDS", type=click.FloatRange(0, 3600), default=30.0, help="For ending on SIGTERM.")
+@click.option(
+    "--grace",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 3600),
+    help="How long accepted requests may take to finish after SIGTERM.",
+)
 # Security
-@click.option("--listen", metavar="HOST:PORT", default=LISTEN, callback=_address, help="Or unix:PATH; port 0: any.")
-@click.option("--insecure", is_flag=True, help="Listen beyond this machine without encryption and tokens.")
-@click.option("--tls-cert", metavar="FILE", type=FILE, help="Certificate chain, PEM; read again when it changes.")
-@click.option("--tls-key", metavar="FILE", type=FILE, help="Its key, PEM.")
-@click.option("--tls-client-ca", metavar="FILE", type=FILE, help="Ask clients for a certificate of this authority.")
-@click.option("--tokens", metavar="FILE", type=FILE, help="Ask callers for a bearer token whose hash is in this file.")
-@click.option("--new-token", metavar="NAME", help="Add a token to --tokens FILE, print it, and exit.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Address to listen on; unix:PATH is a socket, port 0 any free port.",
+)
+@click.option("--insecure", is_flag=True, help="Allow other machines to connect without TLS and tokens.")
+@click.option(
+    "--tls-cert", metavar="FILE", type=FILE, help="Use TLS: certificate chain, PEM, read again when it changes."
+)
+@click.option("--tls-key", metavar="FILE", type=FILE, help="Private key of --tls-cert, PEM.")
+@click.option(
+    "--tls-client-ca", metavar="FILE", type=FILE, help="Require clients' certificates, signed by this authority."
+)
+@click.option("--tokens", metavar="FILE", type=FILE, help="Require a bearer token whose hash is in this TOML file.")
+@click.option("--new-token", metavar="NAME", help="Make a token, add its hash to the file of --tokens, print it, exit.")
 # Observability
-@click.option("--metrics", metavar="HOST:PORT", default="", callback=_address, help="Prometheus metrics over HTTP.")
-@click.option("--log-format", type=click.Choice(("text", "json")), default="text")
-@click.option("--log-requests", is_flag=True, help="A line in the log for each request.")
-@click.option("--otel", is_flag=True, help="OpenTelemetry traces; OTEL_* variables say where to.")
-@click.option("--check", is_flag=True, help="Do all that a start does but listen, say what was found, and exit.")
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    show_default=False,
+    callback=_address,
+    help="Serve Prometheus metrics over HTTP at this address.",
+)
+@click.option("--log-format", type=click.Choice(("text", "json")), help="How log lines are written.")
+@click.option("--log-requests", is_flag=True, help="Log a line at the end of each request.")
+@click.option("--otel", is_flag=True, help="Send OpenTelemetry traces to where the OTEL_* variables say.")
+@click.option("--check", is_flag=True, help="Read, validate and warm up all that a start would, print it, and exit.")
 def main(check: bool, new_token: str | None, **flags: Any) -> None:
-    """Serve models over gRPC: balancedvae.sampling.v1 and the Open Inference Protocol v2, health and reflection.
+    """Serve models over gRPC: balancedvae.sampling.v1, the Open Inference Protocol v2, health and reflection.
 
     \b
     serve-vae
     serve-vae --model mine.onnx --listen 127.0.0.1:8470
     serve-vae --models models/ --watch 5 --metrics 127.0.0.1:9470
 
-    SIGTERM and Ctrl-C finish what was accepted first; a second one ends it now.
+    On SIGTERM or Ctrl-C the server finishes the requests that it has accepted; on a second one it exits at once.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve.errors import ServeError

@@ -35,12 +35,14 @@ def _clear_errors() -> Iterator[None]:
 @click.group(cls=DefaultGroup, default="measure", context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
-    """Measure what a run or a bundle makes (measure, which need not be named), or compare what was measured.
+    """Measure the pictures of a run or a bundle against real ones, or compare runs that were measured.
+
+    The command measure is the default: its name may be left out.
 
     \b
     evaluate-vae runs/mine --data photos/ --features extractor.onnx
     evaluate-vae compare runs/one runs/two --markdown table.md
-    evaluate-vae measure --help          every option of measuring
+    evaluate-vae measure --help          all options of measuring: --features, --count, --prior ...
     """
 
 
@@ -51,46 +53,75 @@ def main() -> None:
     metavar="PATH",
     required=True,
     type=click.Path(path_type=Path),
-    help="Real pictures, as train-vae takes them.",
+    help="Real pictures to measure against, in any form that train-vae takes.",
 )
 @click.option(
-    "--features", metavar="FILE", type=FILE, help="Extractor: an ONNX model, uint8 [n, h, w, 3] -> float [n, f]."
+    "--features",
+    metavar="FILE",
+    type=FILE,
+    help="Feature extractor: an ONNX model from uint8 [n, h, w, 3] to float [n, features].",
 )
 @click.option(
     "--inception",
     metavar="FILE",
     type=FILE,
-    help="Extractor: TensorFlow's classify_image_graph_def.pb of 2015, for FID.",
+    help="Feature extractor: TensorFlow's classify_image_graph_def.pb of 2015, with which the distance is a FID.",
 )
-@click.option("--count", metavar="N", type=click.IntRange(min=1), default=10_000, help="Pictures on each side.")
-@click.option("--split", type=click.Choice(("train", "validation", "test")), default="train", help="Of the data.")
+@click.option(
+    "--count",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=10_000,
+    help="How many generated pictures, and how many real ones.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(("train", "validation", "test")),
+    default="train",
+    help="The split of --data to measure against.",
+)
 @click.option(
     "--prior",
     "priors",
     multiple=True,
     type=click.Choice(("normal", "second-stage", "gaussian", "gmm")),
-    help="What to sample (repeatable).  [default: all that the run has]",
+    help="The prior to sample latents from (repeatable).  [default: all that the run has]",
 )
 @click.option(
     "--normalise",
     "modes",
     multiple=True,
     type=click.Choice(("none", "scalar", "per-dimension")),
-    help="Latent normalisation of fitted priors (repeatable).  [default: all for the second stage, else none]",
+    help="The latent normalisation of a fitted prior's samples (repeatable).  [default: all for the second stage, "
+    "else none]",
 )
-@click.option("--kid/--no-kid", default=True, help="Measure the kernel inception distance.")
+@click.option("--kid/--no-kid", default=True, help="Measure the kernel inception distance (KID).")
 @click.option("--precision-recall/--no-precision-recall", default=True, help="Measure improved precision and recall.")
 @click.option("--latent-noise", is_flag=True, help="Add the second stage's own noise to its samples, as Dai & Wipf do.")
-@click.option("--snapshots", is_flag=True, help="Measure REC and GEN-1 of the run's snapshots too; draw figure 2.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of the samples.")
-@click.option("--batch", metavar="N", type=click.IntRange(min=1), default=50, help="Pictures at a time.")
-@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write the records there as well.")
-@click.option("--markdown", metavar="FILE", type=FILE, help="Write the table there, with a row for each latent.")
+@click.option(
+    "--snapshots",
+    is_flag=True,
+    help="Also measure the run's snapshots (REC and GEN-1 as training went), and draw figure 2.",
+)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(0, 2**64 - 1), default=0, help="Seed of the generated pictures."
+)
+@click.option(
+    "--batch",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=50,
+    help="How many pictures the networks take at a time.",
+)
+@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Also write the records to this file, as JSON.")
+@click.option(
+    "--markdown", metavar="FILE", type=FILE, help="Also write the table to this file, with a row for each latent."
+)
 @click.option(
     "--cache",
     metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where ready pictures and references are kept.",
+    help="Where decoded pictures and the features of real ones are kept.  [default: ~/.cache/balanced-vae]",
 )
 @needs("cpu,train")
 def measure(
@@ -109,9 +140,9 @@ def measure(
     evaluate-vae mine.onnx --data photos/ --features extractor.onnx --count 5000
     evaluate-vae compare runs/one runs/two --markdown table.md
 
-    Of a run: reconstructions (REC), samples of stage 1 alone (GEN-1) and of every fitted prior (GEN-2, Gaussian,
-    GMM), each as a Frechet distance, KID, precision and recall, and what the latents look like. Kept in its
-    metrics.json. Of a bundle: its samples.
+    Of a run these are measured: its reconstructions (REC), samples of stage 1 alone (GEN-1) and samples of every
+    fitted prior (GEN-2, Gaussian, GMM), each by Frechet distance, KID, precision and recall; and the statistics of
+    its latents. The records are kept in the run's metrics.json. Of a bundle its samples are measured.
     """
     extractor = features or inception
     if extractor is None or (features and inception):
@@ -137,11 +168,14 @@ def measure(
 @click.argument(
     "paths", metavar="RUN_OR_JSON ...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True)
 )
-@click.option("--markdown", metavar="FILE", type=FILE, help="Write the tables there as well.")
-@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Write all records there.")
+@click.option("--markdown", metavar="FILE", type=FILE, help="Also write the table to this file.")
+@click.option("--json", "json_file", metavar="FILE", type=FILE, help="Also write all records to this file, as JSON.")
 @needs("cpu,train")
 def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | None) -> None:
-    """Put measured runs, or files that --json wrote, into one table; the best of every column is bold."""
+    """Put measured runs into one table, with the best figure of each column in bold.
+
+    Each RUN_OR_JSON is a run directory that evaluate-vae has measured, or a file that its --json wrote.
+    """
     from training.evaluation import compare as comparison
     from training.evaluation.report import write
 

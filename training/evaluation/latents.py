@@ -37,7 +37,7 @@ class Tally:
         self.values += pictures.size
 
     def summary(self) -> dict[str, Any]:
-        """Return the mse per value (of pictures in [0, 1]), variance law, inactive latents, and facts of each latent."""
+        """Return mse per value (of pictures in [0, 1]), variance law, inactive latents, and facts of each latent."""
         mean = np.concatenate(self.means).astype(np.float64)
         spread = mean.var(axis=0)
         facts: dict[str, Any] = {"mse": self.squares / self.values, "latents": mean.shape[1]}

@@ -52,7 +52,7 @@ class AdminServiceServicer(object):
     def LoadModel(self, request, context):
         """Validate a file of the server's model folder, warm it up, and serve it from then on. It takes the place of its
         version, if there is one, once it is ready: no request fails meanwhile. FAILED_PRECONDITION says why a file is
-        refused; what was served before still is.
+        refused; the models already served are not affected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
