@@ -10,6 +10,7 @@ ARG RUNTIME=cpu
 WORKDIR /src
 COPY requirements.lock ./
 COPY pyproject.toml README.md LICENSE ./
+COPY LICENSES LICENSES
 COPY training training
 COPY export export
 COPY serve serve

@@ -1,6 +1,6 @@
 # make faces   1000 generated faces and a contact sheet, with a light install
 # make test    the whole test suite
-# make check   format, lint, types, import arrows
+# make check   format, lint, types, import arrows, wire contracts: what CI and pre-commit run
 # make protos  generate the stubs in serve/stubs
 # make lock    renew requirements.lock
 
@@ -21,6 +21,8 @@ check: .venv/full
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against tests/data/protos-0.1.0.binpb
 
 format: .venv/full
 	$(BIN)/ruff format .

@@ -185,7 +185,7 @@ def export(
     export-onnx mine.onnx --out mine-int8.onnx --precision int8
 
     Each file is checked before it takes its name: its samples against those of Keras (or of the bundle that it is
-    made from) in batches of 1 to 256, on one thread and on two, and with noise of eight standard deviations. fp16
+    made from) in batches of 1 to 256, on one thread and on two, and with noise eight times as large. fp16
     and int8 are also compared with fp32. The report is printed, and kept in the file's card.
     """
     precisions = tuple(dict.fromkeys(precisions))
