@@ -70,13 +70,16 @@ def from_run(
         BundleError: the card does not take one of the texts.
         ConversionError: the graph has other inputs or outputs than a bundle.
     """
-    # TensorFlow takes seconds to import, and bundles need none of it.
-    from export.chain import build
-    from export.convert import convert
+    # TensorFlow takes seconds to import, and bundles need none of it. The run comes first: its package sets what
+    # TensorFlow reads when it is imported.
     from training.record.run import Run
 
     run = Run(path)
     recipe = run.recipe
+
+    from export.chain import build
+    from export.convert import convert
+
     chain, normalisation = build(run, prior, normalise, with_latents=with_latents)
     card = Card(
         name=name,

@@ -21,7 +21,7 @@ from export.precision.half import halve
 from export.session import decoder
 from serve.bundle import Bundle
 from serve.card import Card
-from training.record.files import replacing
+from training.files import replacing
 
 ATTEMPTS = 3  # at a choice of int8 layers within the limit
 

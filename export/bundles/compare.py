@@ -15,7 +15,7 @@ from serve.card import Card
 from serve.engine import Engine
 from serve.model import Decode
 from serve.noise import Noise, draw
-from training.data.dataset import load
+from training.data.dataset import load_data
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.reference import choose, pictures_of, statistics
 from training.evaluation.statistics import Moments, Statistics, check_enough
@@ -82,7 +82,7 @@ class Distance:
     def __init__(self, features: Path, pictures: Path, card: Card, count: int) -> None:
         recipe = pictures_of(card)
         self.extractor = OnnxExtractor(features, recipe.side)
-        reference = choose(load(pictures, recipe, skip_unreadable=True), "train", count, recipe)
+        reference = choose(load_data(pictures, recipe, skip_unreadable=True), "train", count, recipe)
         check_enough(min(count, len(reference)), self.extractor)
         self.known = statistics(reference, self.extractor, None, BATCH, iter)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from export.errors import ExportError
 from serve.bundle import Bundle
 from serve.stubs.onnx.v1 import model_pb2 as onnx
-from training.record.files import replacing
+from training.files import replacing
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
 PREFERRED, LARGEST, DELAY = (32, 64), 256, 2000
