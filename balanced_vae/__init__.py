@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from export import export
     from serve import AsyncClient, Client, Engine, load
-    from training import RECIPES, train  # type: ignore[attr-defined, unused-ignore]
+    from training import RECIPES, train
 
 __all__ = ["RECIPES", "AsyncClient", "Client", "Engine", "__version__", "export", "load", "train"]
 
