@@ -18,19 +18,25 @@ from tests.conftest import BIN
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("training", "export", "serve")
 MODELS = ROOT / "LICENSES" / "LicenseRef-CelebA-Noncommercial.txt"
+
+
+def copied() -> list[str]:
+    """What the Dockerfile takes from the repository to make the package of."""
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return [name for line in lines for name in line.split()]
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel that pip makes of a copy of the source, with the setuptools that is installed here."""
+    """The wheel that pip makes of what a container is built from, with the setuptools that is installed here."""
     source = tmp_path_factory.mktemp("source")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for name in ("LICENSES", "training", "export", "serve"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, source)
+    for name in copied():
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, source)
     out = tmp_path_factory.mktemp("wheel")
     words = [BIN / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, "."]
     result = subprocess.run(words, cwd=source, capture_output=True, text=True)
@@ -51,13 +57,20 @@ def test_the_wheel_says_both_licences_and_holds_them(wheel: Path) -> None:
             assert kept == (ROOT / file).read_bytes()
 
 
-def test_the_wheel_holds_what_a_machine_that_samples_needs(wheel: Path) -> None:
+def test_the_wheel_holds_all_modules_and_the_models_and_no_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    packed = {str(path.relative_to(ROOT)) for path in (ROOT / "serve").rglob("*.py")}
+    packed = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    packed |= {path.name for path in ROOT.glob("*.py")}
     assert packed | {"serve/py.typed", "training/py.typed", "export/py.typed"} <= names
     assert {f"serve/bundles/{path.name}" for path in EMBEDDED.values()} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+
+
+def test_docker_is_sent_what_it_copies() -> None:
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    assert sent[0] == "*"
+    assert {f"!{name}" for name in copied()} <= set(sent)
 
 
 def test_the_models_licence_is_for_every_embedded_model() -> None:
