@@ -18,7 +18,7 @@ from tests.conftest import BIN
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES = ("training", "export", "serve")
+PACKAGES = ("balanced_vae", "training", "export", "serve")
 MODELS = ROOT / "LICENSES" / "LicenseRef-CelebA-Noncommercial.txt"
 
 
