@@ -8,10 +8,13 @@ import tomllib
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import balanced_vae
+import export
+import serve
 from balanced_vae import check_not_hidden
 from tests.conftest import BIN, assert_clear_error
 
@@ -117,3 +120,11 @@ def test_every_name_is_its_packages_own(name: str) -> None:
     packages = [import_module(each) for each in ("serve", "training", "export")]
     owners = [version("balanced-vae")] if name == "__version__" else [getattr(each, name, None) for each in packages]
     assert getattr(balanced_vae, name) in owners
+
+
+@pytest.mark.parametrize("package", [serve, export], ids=lambda package: package.__name__)
+def test_what_a_package_exports_is_there(package: ModuleType) -> None:
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'nothing'"):
+        _ = package.nothing

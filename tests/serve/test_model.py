@@ -174,8 +174,3 @@ def test_all_errors_are_exported_and_stand_in_the_tree() -> None:
         tree.append((name, above[-1][1]))
         above.append((len(indent), name))
     assert sorted(tree) == sorted((kind.__name__, kind.__bases__[0].__name__) for kind in kinds)
-
-
-@pytest.mark.parametrize("name", serve.__all__)
-def test_what_is_exported_is_there(name: str) -> None:
-    assert getattr(serve, name).__name__ == name
