@@ -83,7 +83,8 @@ def watched(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def deterministic(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "rae"
-    return train(path, splits, recipe("smoke").set([*SMALL, "first_stage=rae-l2", "epochs=1", "priors=gaussian"]))
+    settings = ("epochs=1", "batch=8", "sample_every=2", "first_stage=rae-l2", "priors=gaussian")
+    return train(path, splits, recipe("smoke").set(settings))
 
 
 def drawn(run: Run) -> set[str]:
