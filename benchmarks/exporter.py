@@ -102,7 +102,7 @@ def build(name: str) -> Any:
     import keras
     import numpy as np
 
-    from export.chain import Affine, Pixels
+    from export.chain import Affine, ToUint8
     from training.model.networks import image_decoder, latent_decoder
     from training.model.normalise import Normalisation
     from training.recipes import RECIPES
@@ -120,7 +120,7 @@ def build(name: str) -> Any:
     size = recipe.latent_dim
     constants = Normalisation("scalar", np.full(size, 1.1, np.float32), np.zeros(size, np.float32), 1)
     noise = keras.Input((size,), name="noise")
-    images = Pixels(name="pixels")(first(Affine(constants, name="normalise")(second(noise))))
+    images = ToUint8(name="pixels")(first(Affine(constants, name="normalise")(second(noise))))
     return keras.Model(noise, images, name="chain")
 
 
@@ -145,7 +145,7 @@ def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]
     from export.passes import optimise
     from export.passes.blocks import split_rows
     from export.precision.choose import choose
-    from export.session import Graph
+    from export.session import decoder
     from serve.card import Card
 
     model = timed("tf2onnx", lambda: convert_chain(chain))
@@ -168,7 +168,7 @@ def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]
         write(name, other)
     rounded, floats = choose(model, 1.0)
     write("int8", rounded)
-    found = compare(Graph(model), Graph(rounded), size, 256)
+    found = compare(decoder(model), decoder(rounded), size, 256)
     facts["difference"] = f"{found.mean:.3f} grey levels on average, {found.worst} at most; {len(floats)} layers float"
     assert np.isfinite(found.mean)
     return facts

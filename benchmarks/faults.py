@@ -25,8 +25,8 @@ from ledger import Attempt, Ledger, Recorded
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve import Bundle, Client
-from serve.engine import Images
 from serve.errors import Changed, RemoteError
+from serve.model import Images
 from serve.noise import Noise
 from serve.stubs.onnx.v1 import model_pb2 as onnx
 from serve.stubs.sampling.v1 import sampling_pb2 as wire

@@ -15,8 +15,8 @@ import grpc
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
-from serve.engine import Images
 from serve.errors import RemoteError
+from serve.model import Images
 
 Code = grpc.StatusCode
 TURNED_AWAY = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "NOT_FOUND")  # what says that a call was not accepted

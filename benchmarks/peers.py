@@ -36,7 +36,8 @@ import tritonclient.grpc as inference  # type: ignore[import-untyped]  # it ship
 from export.bundles.triton import LARGEST, PATIENCE, write_repository
 from serve.bundle import DEFAULT, Bundle, load
 from serve.card import Card
-from serve.engine import Engine, Images
+from serve.engine import Engine
+from serve.model import Images
 from serve.noise import Noise, draw
 
 START = 60  # seconds that a server may take to listen, and to end

@@ -17,8 +17,9 @@ import click
 import numpy as np
 
 from training.fit.batches import Epoch
-from training.fit.two_stage import Posteriors, latent_vae
 from training.model.autoencoder import xla
+from training.model.build import latent_vae
+from training.model.latents import Posteriors
 from training.recipes import recipe
 
 

@@ -29,7 +29,8 @@ import numpy as np
 
 from serve.bundle import DEFAULT, Bundle, load
 from serve.client import Client
-from serve.engine import Engine, Images
+from serve.engine import Engine
+from serve.model import Images
 from serve.noise import Noise
 
 if TYPE_CHECKING:

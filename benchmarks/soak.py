@@ -119,7 +119,7 @@ def prepare(bundle: Bundle, ranges: int = 4) -> tuple[list[Known], Limits]:
     for number in range(ranges):
         seed, start, temperature = rng.getrandbits(64), rng.getrandbits(62), (1.0, 0.7)[number % 2]
         noise = draw(seed, start, count, bundle.card.noise_size) * np.float32(temperature)
-        known.append(Known(seed, start, temperature, noise, engine.run(noise)))
+        known.append(Known(seed, start, temperature, noise, engine.decode(noise)))
     return known, Limits.of(engine.batch, int(np.prod(shape)))
 
 

@@ -14,10 +14,10 @@ import click
 import numpy as np
 
 from training.data.dataset import Dataset
-from training.data.images import Report
+from training.data.splits import Report
 from training.fit.batches import Epoch
-from training.fit.two_stage import image_autoencoder
 from training.model.autoencoder import xla  # before Keras: it chooses the backend's settings
+from training.model.build import image_autoencoder
 from training.recipe import Recipe
 from training.recipes import recipe
 

@@ -10,9 +10,9 @@ from keras import ops
 
 from serve.noise import draw
 from training.errors import RunError
-from training.model import priors
-from training.model.normalise import DRAWS, EVIDENT, Floats, Normalisation, fit, variance_loss
+from training.model.normalise import DRAWS, EVIDENT, Normalisation, fit, variance_loss
 from training.record.run import Run
+from training.types import Float32Array
 
 
 class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -34,7 +34,7 @@ class Affine(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         return latents * self.scale + self.shift
 
 
-class Pixels(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+class ToUint8(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """[0, 1] -> uint8, rounded to the nearest grey level."""
 
     def call(self, images: Any) -> Any:
@@ -53,7 +53,7 @@ def build(
 
     Args:
         run: A finished run.
-        prior: One of the run's priors (`training.model.priors`).
+        prior: One of the run's priors (`Run.priors`).
         mode: Latent normalisation, of second-stage samples only: the others have the variance they were fitted to.
             One of MODES, or "guarded": "scalar" where the samples evidently lack variance, else "none".
         draws: Samples to fit it on.
@@ -63,7 +63,7 @@ def build(
         RunError: the run is not finished, has no such prior, or lacks the history that "guarded" goes by.
     """
     decoder = run.load_networks(1).get_layer("decoder")
-    source = priors.load(run, prior)
+    source = run.prior(prior)
     noise = keras.Input(source.input_shape[1:], name="noise")
     latents = source(noise)
     size = int(latents.shape[-1])
@@ -78,11 +78,11 @@ def build(
             normalisation = fit(mode, generated, known["aggregate_mean"], known["aggregate_variance"])
             latents = Affine(normalisation, name="normalise")(latents)
     source.name, decoder.name = "stage2" if prior == "second-stage" else prior, "stage1"
-    images = Pixels(name="pixels")(decoder(latents))
+    images = ToUint8(name="pixels")(decoder(latents))
     return keras.Model(noise, [images, latents] if with_latents else images, name="chain"), normalisation
 
 
-def _lost(run: Run, generated: Floats) -> float:
+def _lost(run: Run, generated: Float32Array) -> float:
     errors = [record["mse"] for record in run.history() if record["stage"] == 2]
     if not errors:
         raise RunError(f"--normalise guarded goes by the second stage's error, and {run.path} has no history of it")

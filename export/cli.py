@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import click
 from click_default_group import DefaultGroup
 
-from serve.card import NAME, NAME_RULE
+from serve.card import NAME, NAME_RULE, name_from
 from training.commands import needs, refuse
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -177,7 +176,7 @@ def export(
     reference: Path | None,
     count: int,
     name: str | None,
-    **told: str,
+    **card_fields: str,
 ) -> None:
     """Export RUN_OR_BUNDLE, a finished run directory or an fp32 bundle, as one ONNX file from noise to uint8 pixels.
 
@@ -210,15 +209,15 @@ def export(
         )
     elif not features:
         refuse(("limit_fd",), "takes --features and --reference: without them no Frechet distance is measured")
-    told["name"] = name or _name_from(out)
+    name = name or name_from(out.stem, room=len("-fp32"))
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise click.ClickException(
             "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
         )
     with _clear_errors():
-        from export import source as sources
         from export.bundles.triton import check_free, write_repository
         from export.bundles.verify import describe
+        from export.exportable import from_bundle, from_run
         from export.pipeline import Limits, export, names
 
         def say(line: str) -> None:
@@ -226,14 +225,14 @@ def export(
 
         began = time.monotonic()
         if triton:
-            check_free(triton, list(names(told["name"], precisions).values()), force)
+            check_free(triton, list(names(name, precisions).values()), force)
         if source.is_dir():
-            chain = sources.from_run(source, prior, normalise, with_latents, told, say)
+            exportable = from_run(source, name, prior, normalise, with_latents, say, **card_fields)
         else:
-            chain = sources.from_bundle(source, told)
+            exportable = from_bundle(source, name, **card_fields)
         limits = Limits(limit_mean, limit_fd, count, features, reference)
         try:
-            bundles = export(chain, outs, store, limits, say)
+            bundles = export(exportable, outs, store, limits, say)
             if triton:
                 write_repository(bundles, triton, force)
         except OSError as error:
@@ -244,18 +243,18 @@ def export(
     click.echo(f"{time.monotonic() - began:.1f} s in all")
 
 
-@main.command()
+@main.command(name="inspect")
 @click.argument("file", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @needs("cpu,export")
-def inspect(file: Path, as_json: bool) -> None:
+def inspect_bundle(file: Path, as_json: bool) -> None:
     """Show what the bundle FILE is: its card, inputs and outputs, parameters, work per sample, operators and digest."""
     with _clear_errors():
-        from export.bundles import inspect as bundles
+        from export.bundles.inspect import inspect, render
         from serve.bundle import load
 
-        facts = bundles.inspect(load(file))
-        click.echo(json.dumps(facts, indent=2) if as_json else bundles.render(facts))
+        facts = inspect(load(file))
+        click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
 
 
 @main.command()
@@ -270,9 +269,9 @@ def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
     They are the same where no value differs by more than one grey level: diff then exits with 0, otherwise with 1.
     """
     with _clear_errors():
-        from export.bundles.compare import between
+        from export.bundles.compare import compare_bundles
 
-        found = between(a, b, count)
+        found = compare_bundles(a, b, count)
     click.echo(json.dumps(found.to_dict()) if as_json else found.text(a.name, b.name))
     raise SystemExit(0 if found.worst <= 1 else 1)
 
@@ -281,8 +280,3 @@ def _outs(out: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
     if len(precisions) == 1:
         return {precisions[0]: out}
     return {precision: out.with_name(f"{out.stem}-{precision}{out.suffix}") for precision in precisions}
-
-
-def _name_from(out: Path) -> str:
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", out.stem).strip("-._")
-    return stem[: 64 - len("-fp32")] or "model"

@@ -1,4 +1,4 @@
-"""What can go wrong with an export. Every message is one line that says what to do."""
+"""The errors of an export. Every message is one line that says what to do."""
 
 
 class ExportError(Exception):

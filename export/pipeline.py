@@ -14,14 +14,14 @@ from export.bundles.compare import Difference, Distance, compare
 from export.bundles.pack import pack
 from export.bundles.verify import verify
 from export.errors import LimitError
+from export.exportable import Exportable
 from export.passes import optimise
 from export.precision.choose import choose
 from export.precision.half import halve
-from export.session import Graph
-from export.source import Source
+from export.session import decoder
 from serve.bundle import Bundle
 from serve.card import Card
-from training.record.files import replacing
+from training.files import replacing
 
 ATTEMPTS = 3  # at a choice of int8 layers within the limit
 
@@ -31,11 +31,11 @@ class Limits:
     """How far a precision's samples may be from fp32's.
 
     Attributes:
-        mean: Of the difference, in grey levels.
-        shift: Of the Frechet distance from real pictures, relative to fp32's.
-        count: Samples compared.
-        features: An extractor's file, and
-        pictures: real pictures, where the distance is to be measured.
+        mean: The largest mean difference, in grey levels.
+        shift: The largest change of the Frechet distance from real pictures, relative to fp32's.
+        count: How many samples are compared.
+        features: An extractor's file; it goes with `pictures`. Without them no distance is measured.
+        pictures: Real pictures, as train-vae takes them.
     """
 
     mean: float = 1.0
@@ -46,7 +46,7 @@ class Limits:
 
 
 def export(
-    source: Source,
+    exportable: Exportable,
     outs: Mapping[str, Path],
     store: str = "float32",
     limits: Limits = Limits(),
@@ -55,11 +55,11 @@ def export(
     """Write a bundle for each precision; nothing is written unless all have passed verification.
 
     Args:
-        source: What to export.
+        exportable: What to export.
         outs: Files to write, by precision.
         store: What float weights are stored in.
-        limits: Of what precisions may change.
-        say: Told what is being done, a line at a time.
+        limits: How far a precision's samples may be from fp32's.
+        say: Takes progress, a line at a time.
 
     Raises:
         ConversionError: the graph is not a bundle's.
@@ -69,14 +69,14 @@ def export(
         DataError: of the extractor or the real pictures.
     """
     cards = {
-        precision: dataclasses.replace(source.card, name=name, precision=precision, store=store)
-        for precision, name in names(source.card.name, list(outs)).items()
+        precision: dataclasses.replace(exportable.card, name=name, precision=precision, store=store)
+        for precision, name in names(exportable.card.name, list(outs)).items()
     }
-    model = source.model.clone()
+    model = exportable.model.clone()
     optimise(model)
     distance = None
     if limits.features and limits.pictures:
-        distance = Distance(limits.features, limits.pictures, source.card, limits.count)
+        distance = Distance(limits.features, limits.pictures, exportable.card, limits.count)
     bundles = {}
     for precision, card in cards.items():
         graph = model
@@ -84,7 +84,7 @@ def export(
             say(f"{precision}: comparing {limits.count:,} samples with fp32's")
             graph, card = _rounded(model, card, limits, distance)
         bundle = pack(graph, card)
-        report = verify(bundle, source.original, source.what)
+        report = verify(bundle, exportable.reference, exportable.reference_name)
         bundles[precision] = pack(graph, dataclasses.replace(card, verification=report))
     with ExitStack() as stack:
         # All are written before any takes its name.
@@ -105,11 +105,11 @@ def _rounded(model: ir.Model, card: Card, limits: Limits, distance: Distance | N
     Raises:
         LimitError: it is beyond the limits.
     """
-    exact, aim = Graph(model), limits.mean
+    exact, aim = decoder(model), limits.mean
     for attempt in reversed(range(ATTEMPTS)):
         graph, floats = (halve(model), None) if card.precision == "fp16" else choose(model, aim)
         bundle = pack(graph, card)
-        found = compare(exact, Graph(bundle.data), card.noise_size, limits.count, distance)
+        found = compare(exact, decoder(bundle.data), card.noise_size, limits.count, distance)
         if floats is None or found.mean <= limits.mean or not attempt:
             break
         # The choice was made on fewer samples, which were kinder.

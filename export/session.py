@@ -1,4 +1,4 @@
-"""A graph on ONNX Runtime's CPU provider, whether it is a bundle yet or not."""
+"""Graphs on ONNX Runtime's CPU provider, whether they are bundles yet or not."""
 
 from __future__ import annotations
 
@@ -6,28 +6,21 @@ from typing import Any
 
 import onnx_ir as ir
 
-from serve.devices import runtime
-from serve.engine import Images
-from serve.noise import Noise
+from serve.devices import CPU, open_session
+from serve.model import Decode
 
 
 def open_model(model: ir.Model | bytes, threads: int = 0) -> Any:
-    """Return an InferenceSession of a graph, or of a model file's bytes; 0 threads takes all cores."""
-    onnxruntime = runtime()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
+    """Return an InferenceSession of a graph, or of a model file's bytes; 0 threads takes all cores.
+
+    Raises:
+        EngineError: the runtime refuses the graph, or is not installed.
+    """
     data = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return open_session(data, CPU, threads=threads)
 
 
-class Graph:
-    """Noise [n, noise_size] to images uint8 [n, h, w, c] by a graph, as it is: no padding, no buckets."""
-
-    def __init__(self, model: ir.Model | bytes, threads: int = 0) -> None:
-        self._session = open_model(model, threads)
-
-    def __call__(self, noise: Noise) -> Images:
-        """Return the images of some noise, as one batch."""
-        images: Images = self._session.run(["images"], {"noise": noise})[0]
-        return images
+def decoder(model: ir.Model | bytes, threads: int = 0) -> Decode:
+    """Return what a graph makes of noise, as it is: each call is one run, without padding or buckets."""
+    session = open_model(model, threads)
+    return lambda noise: session.run(["images"], {"noise": noise})[0]

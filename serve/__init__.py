@@ -1,8 +1,8 @@
 """Sample from a bundle (one ONNX file: noise in, pixels out) in process, over gRPC, or from a shell.
 
 `noise` is the contract that makes sample i of seed s the same picture everywhere; `bundle` what a file must
-be, `card` what it says of itself; `engine` a bundle on a device; `server` and `client` the two ends of the wire;
-`job` a folder of samples.
+be, `card` what it says of itself; `model` the interface of whatever can be sampled; `engine` a bundle on a device;
+`server` and `client` the two ends of the wire; `job` a folder of samples. Every error is a `ServeError`.
 
 >>> from serve import Engine, load
 >>> engine = Engine(load())                      # the embedded faces
@@ -13,35 +13,67 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from serve.errors import BundleError, EngineError, RemoteError, ServeError
+from serve.errors import (
+    Broken,
+    BundleError,
+    Changed,
+    Closed,
+    Denied,
+    EngineError,
+    JobError,
+    Overloaded,
+    Rejected,
+    RemoteError,
+    ServeError,
+    SettingsError,
+    TimedOut,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
     from serve.bundle import Bundle, load
     from serve.card import Card
-    from serve.client import AsyncClient, Client, Options
+    from serve.client import AsyncClient, AsyncModel, Client, Options, RemoteModel
     from serve.engine import Engine
+    from serve.model import GenerativeModel
 
 __all__ = [
     "AsyncClient",
+    "AsyncModel",
+    "Broken",
     "Bundle",
     "BundleError",
     "Card",
+    "Changed",
     "Client",
+    "Closed",
+    "Denied",
     "Engine",
     "EngineError",
+    "GenerativeModel",
+    "JobError",
     "Options",
+    "Overloaded",
+    "Rejected",
     "RemoteError",
+    "RemoteModel",
     "ServeError",
+    "SettingsError",
+    "TimedOut",
+    "Unreachable",
     "load",
 ]
 
 _HOMES = {
     "AsyncClient": "client",
+    "AsyncModel": "client",
     "Bundle": "bundle",
     "Card": "card",
     "Client": "client",
     "Engine": "engine",
+    "GenerativeModel": "model",
     "Options": "client",
+    "RemoteModel": "client",
     "load": "bundle",
 }
 

@@ -22,10 +22,16 @@ MOST_CARD = 2**16  # characters of JSON; ours have 2,000 to 3,000
 MOST_PICTURE = 3 * 2**20  # bytes: 1024x1024 in colour; with a file's extra it is within a gRPC message of 4 MiB
 MOST_SIZE = 2**16  # values of noise, or latents
 MOST_DEPTH = 6  # of lists and objects in each other
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-NAME_RULE = "letters, digits, '.', '_' and '-', at most 64, beginning with a letter or digit"
+MOST_NAME = 64  # characters
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_NAME - 1}}}")
+NAME_RULE = f"letters, digits, '.', '_' and '-', at most {MOST_NAME}, beginning with a letter or digit"
 # What moves a terminal's cursor, splits a log's line, turns text round, or is no character (a lone surrogate).
 UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def name_from(text: str, room: int = 0) -> str:
+    """Return a text as a name that the rule allows, with room for so many more characters; "model" if none is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[: MOST_NAME - room] or "model"
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,7 @@ class Card:
         normalisation: Mode of the latent normalisation and how it was fitted.
         precision: What the graph computes in: "fp32"; "fp16", pictures in float16; "int8", layers in 8 bits.
         recipe: The training recipe as run.
-        dataset: What it was trained on: count, digest, and as far as told name and licence.
+        dataset: What it was trained on: count, digest, and its name and licence where they were given.
         licence: Under what terms the weights may be used.
         notes: Anything a user should know, in prose.
         metrics: Measurements, each with its protocol.
@@ -218,7 +224,7 @@ class Card:
         """Return the card that `to_json` wrote; fields added by later versions are dropped.
 
         Raises:
-            BundleError: it is none, lacks a field, or one is not what it must be.
+            BundleError: the text is not a card, lacks a field, or has one that breaks its rule.
         """
         _check_length(text)
         try:

@@ -1,7 +1,7 @@
 """How a bundle's bytes become an ONNX Runtime session on a device.
 
 Providers are configured for samples that do not change with the batch, the process or the machine: no TF32, no
-float16, nothing chosen by a stopwatch where that can be helped. What each option is for stands beside it.
+float16, and no autotuning that times kernels where that can be helped. The reason for each option stands beside it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ NVIDIA_DRIVER = Path("/dev/nvidiactl")
 MOST_REASON = 300  # characters of a runtime's message that are passed on
 
 Providers = list[tuple[str, dict[str, str]]]
+CPU_PROVIDERS: Providers = [("CPUExecutionProvider", {})]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Device:
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.index}" if self.gpu else self.kind
+
+
+CPU = Device("cpu")
 
 
 def parse(text: str) -> Device:
@@ -105,25 +109,24 @@ def providers(
         cache: TensorRT's folder for this one model.
         cuda_graphs: Record each bucket's kernels and replay them as one; kind "cuda" only.
     """
-    cpu: Providers = [("CPUExecutionProvider", {})]
     if device.kind == "openvino":
         # The latency hint keeps one inference request, hence one order of summation.
         return [("OpenVINOExecutionProvider", {"load_config": '{"CPU": {"PERFORMANCE_HINT": "LATENCY"}}'})]
     if device.kind == "cuda":
-        return [("CUDAExecutionProvider", _cuda(device, cuda_graphs)), *cpu]
+        return [("CUDAExecutionProvider", _cuda(device, cuda_graphs)), *CPU_PROVIDERS]
     if device.kind == "tensorrt":
         options = _tensorrt(device, min(buckets), max(buckets), noise_size, cache)
-        return [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", _cuda(device, False)), *cpu]
-    return cpu
+        return [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", _cuda(device, False)), *CPU_PROVIDERS]
+    return CPU_PROVIDERS
 
 
-def open_session(model: bytes, device: Device, table: Providers, threads: int = 0) -> Any:
+def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS, threads: int = 0) -> Any:
     """Return an InferenceSession on a device, or None where the device or its provider is not there.
 
     Args:
-        model: A bundle's bytes.
+        model: A model file's bytes.
         device: The device.
-        table: Its providers, from `providers`.
+        table: Its providers, from `providers`; the CPU has one.
         threads: CPU threads; 0 for all cores.
 
     Raises:
@@ -203,7 +206,7 @@ def _tensorrt(device: Device, smallest: int, largest: int, noise_size: int, cach
         "trt_profile_min_shapes": f"noise:{smallest}x{noise_size}",
         "trt_profile_opt_shapes": f"noise:{largest}x{noise_size}",
         "trt_profile_max_shapes": f"noise:{largest}x{noise_size}",
-        # Kernels are chosen by a stopwatch; what was chosen is kept, so that a restart samples the same bytes.
+        # TensorRT times kernels and takes the fastest. Its choice is kept, so that a restart samples the same bytes.
         "trt_engine_cache_enable": "True",
         "trt_engine_cache_path": str(cache),
         "trt_timing_cache_enable": "True",

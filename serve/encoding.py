@@ -1,4 +1,4 @@
-"""Pixels to files, and pictures of many pictures."""
+"""Encodes images as files, and puts many into a contact sheet."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serve.engine import Images
+from serve.model import Images
 
-# The endings, and what Pillow is told. Everything is at, or beyond, visible exactness.
+# What Pillow takes for each format. Losses, where there are any, cannot be seen.
 FORMATS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 4},
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},

@@ -1,4 +1,4 @@
-"""The engine: a bundle on a device. Noise in, uint8 out; it knows nothing of files or wires.
+"""The engine: a bundle on a device. It takes noise and gives uint8 images, and knows nothing of files or wires.
 
 Batches run in a few fixed sizes, the buckets, and what is short is padded: providers tune themselves per
 shape, and the noise contract needs a sample to be the same bytes whatever shares its batch. That is not
@@ -8,7 +8,7 @@ taken on trust: at warm-up every bucket has to give the same bytes as the larges
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ from serve.bundle import Bundle
 from serve.card import Card
 from serve.devices import Device
 from serve.errors import EngineError
+from serve.model import Decode, Images, as_noise, check_sampling
 from serve.noise import Noise, draw
 from serve.text import quoted
-
-Images = npt.NDArray[np.uint8]
-Run = Callable[[Noise], Images]
 
 BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
 SEEN = 8  # samples, at least, that each bucket is compared in at warm-up
@@ -34,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Engine:
-    """A bundle ready to run.
+    """A bundle ready to run: a `serve.model.GenerativeModel` in this process.
 
     Args:
         bundle: The model.
@@ -125,28 +123,28 @@ class Engine:
             )
         return self._run_bucket(noise, next(size for size in self.buckets if size >= rows))[:rows]
 
-    def run(self, noise: Noise) -> Images:
-        """Return the images of noise [n, noise_size], n of any size: uint8 [n, height, width, channels]."""
+    def decode(self, noise: npt.ArrayLike) -> Images:
+        """As `GenerativeModel.decode`."""
+        return self._decode(as_noise(noise, self.card.noise_size))
+
+    def sample(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Images:
+        """As `GenerativeModel.sample`."""
+        check_sampling(seed, start, count, temperature)
+        return self._decode(draw(seed, start, count, self.card.noise_size) * np.float32(temperature))
+
+    def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
+        """As `GenerativeModel.stream`."""
+        check_sampling(seed, start, count, temperature)
+        for at in range(start, start + count, self.batch):
+            yield at, self.sample(seed, at, min(self.batch, start + count - at), temperature)
+
+    def _decode(self, noise: Noise) -> Images:
         if 1 <= len(noise) <= self.batch:
             return self.compute(noise)
         images = np.empty((len(noise), *self.card.image_shape), np.uint8)
         for at in range(0, len(noise), self.batch):
             images[at : at + self.batch] = self.compute(noise[at : at + self.batch])
         return images
-
-    def sample(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Images:
-        """Return samples start ... start + count - 1 of a seed: uint8 [count, height, width, channels].
-
-        Raises:
-            ValueError: seed, start or count out of the contract's range.
-        """
-        noise = draw(seed, start, count, self.card.noise_size)
-        return self.run(noise * np.float32(temperature))
-
-    def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
-        """Yield (first index, images) for a range of any length, a batch at a time."""
-        for at in range(start, start + count, self.batch):
-            yield at, self.sample(seed, at, min(self.batch, start + count - at), temperature)
 
     def _run_bucket(self, noise: Noise, bucket: int) -> Images:
         if len(noise) < bucket:
@@ -231,13 +229,13 @@ def sizes(device: Device, batch: int = 0) -> list[int]:
 
 def _open(
     bundle: Bundle, device: Device, buckets: list[int], threads: int, cuda_graphs: bool, cache: Path | None
-) -> dict[int, Run]:
+) -> dict[int, Decode]:
     """Return what runs each bucket; nothing where the device is not there."""
     # TensorRT tells engines apart by the graph's structure, not by its weights: each model has a folder of its own.
     folder = (cache or devices.cache_folder()) / f"{bundle.digest[:16]}-{devices.runtime().__version__}"
     table = devices.providers(device, buckets, bundle.card.noise_size, folder, cuda_graphs)
     session = None
-    runs: dict[int, Run] = {}
+    runs: dict[int, Decode] = {}
     for bucket in reversed(buckets):
         # The CUDA provider's convolutions keep the plan of their last shape only: one session, and every change of
         # bucket would plan them all again. TensorRT's engine holds the plans of all.
@@ -249,7 +247,7 @@ def _open(
     return runs
 
 
-def _plain(session: Any) -> Run:
+def _plain(session: Any) -> Decode:
     return lambda noise: session.run(["images"], {"noise": noise})[0]
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong while sampling.
+"""The errors of sampling.
 
 ServeError
   BundleError      the model file is not one that we run
@@ -6,10 +6,10 @@ ServeError
   JobError         the output folder cannot take the samples
   SettingsError    the server's configuration cannot work
   RemoteError      a server did not do what it was asked
-    Unreachable    nobody answers, or the connection broke and did not come back
+    Unreachable    no server answers, or the connection broke and did not come back
     Overloaded     the server, or the caller's allowance, stayed full
     Denied         the token, or the certificate, is missing or does not allow this
-    Rejected       the request is wrong: the message says what to change
+    Rejected       the request is wrong: the message says what to change (a ValueError as well)
     Changed        the model is another one than when the client first asked
     TimedOut       the deadline passed
     Closed         the client was closed, before or meanwhile
@@ -53,7 +53,7 @@ class RemoteError(ServeError):
 
 
 class Unreachable(RemoteError):
-    """Nobody answers at the address, or the connection broke and did not come back in time."""
+    """No server answers at the address, or the connection broke and did not come back in time."""
 
 
 class Overloaded(RemoteError):
@@ -64,8 +64,8 @@ class Denied(RemoteError):
     """The token or certificate is missing, unknown, or does not allow the call."""
 
 
-class Rejected(RemoteError):
-    """The request is wrong: no such model, a count, a temperature or noise that no server takes."""
+class Rejected(RemoteError, ValueError):
+    """The request is wrong: no such model, or an argument that no model takes; so it is a ValueError too."""
 
 
 class Changed(RemoteError):

@@ -19,16 +19,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from serve.card import Card
 from serve.encoding import ENDINGS, contact_sheet, encode, whole
-from serve.engine import Images
 from serve.errors import JobError
+from serve.model import GenerativeModel, Images
 
 MANIFEST = "manifest.json"
 GRID = "grid.png"
@@ -38,19 +37,6 @@ INDEX = re.compile(r"\d{9,19}(?=\.)", re.ASCII)
 SHARDS = "npy"  # the format of many samples a file
 SHARD = 1000  # samples in one of these
 AHEAD = 8  # batches that may wait to be encoded and written: bounds memory
-
-
-class Source(Protocol):
-    """Where samples come from: an Engine, or a model on a server."""
-
-    digest: str
-    card: Card
-
-    @property
-    def name(self) -> str: ...
-
-    def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
-        """Yield (first index, images) for a range, in order."""
 
 
 @dataclass(frozen=True)
@@ -95,34 +81,38 @@ def hold(out: Path) -> Iterator[None]:
                     path.unlink()
         yield
     finally:
-        with suppress(OSError):  # it may stay; it is only in the way of people
+        with suppress(OSError):  # a lock file that stays does no harm
             (out / LOCK).unlink()
         lock.release()
 
 
 def run(
-    job: Job, source: Source, out: Path, replace_other: bool = False, done: Callable[[int], None] = lambda count: None
+    job: Job,
+    model: GenerativeModel,
+    out: Path,
+    replace_other: bool = False,
+    done: Callable[[int], None] = lambda count: None,
 ) -> int:
     """Complete a job's folder; return how many samples were missing, or damaged, and have been made.
 
     Args:
         job: What is wanted.
-        source: Makes the samples.
+        model: Makes the samples.
         out: The folder; to be held.
         replace_other: Whether a folder with other files may be taken over. They stay, unless of the same names.
-        done: Told how many samples are on disk, as they get there.
+        done: Called with how many more samples are on disk, as they get there.
 
     Raises:
         JobError: the folder holds something else, or cannot be written.
     """
     with _writing(out):
         _claim(job, out, replace_other)
-        present = _present(job, source.card.image_shape, out)
+        present = _present(job, model.card.image_shape, out)
         done(int(present.sum()))
         with ThreadPoolExecutor() as pool:
             waiting: dict[Future[None], int] = {}
             try:
-                for first, images in _batches(job, source, present):
+                for first, images in _batches(job, model, present):
                     write = _write_shard if job.format == SHARDS else _write_pictures
                     waiting[pool.submit(write, job, out, first, images)] = len(images)
                     _collect(waiting, done, AHEAD)
@@ -133,14 +123,14 @@ def run(
     return int(job.count - present.sum())
 
 
-def grid(job: Job, source: Source, out: Path, columns: int, rows: int) -> Path:
+def grid(job: Job, model: GenerativeModel, out: Path, columns: int, rows: int) -> Path:
     """Write a contact sheet of the job's first samples into its folder, to be held; return its path.
 
     Raises:
         JobError: it cannot be written.
     """
     count = min(columns * rows, job.count)
-    cells = [images for _, images in source.stream(job.seed, job.start, count, job.temperature)]
+    cells = [images for _, images in model.stream(job.seed, job.start, count, job.temperature)]
     sheet = contact_sheet(np.concatenate(cells), min(columns, count))
     with _writing(out), _replacing(out / GRID) as file:
         sheet.save(file, "PNG")
@@ -226,18 +216,18 @@ def _stored(path: Path, shape: tuple[int, int, int]) -> int:
         return 0
 
 
-def _batches(job: Job, source: Source, present: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Images]]:
-    """Yield (first index, images) of what is missing: as the source gives them, or a whole shard at a time."""
+def _batches(job: Job, model: GenerativeModel, present: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Images]]:
+    """Yield (first index, images) of what is missing: as the model gives them, or a whole shard at a time."""
     if job.format == SHARDS:
         for at in range(0, job.count, SHARD):
             count = min(SHARD, job.count - at)
             if not present[at : at + count].all():
-                parts = source.stream(job.seed, job.start + at, count, job.temperature)
+                parts = model.stream(job.seed, job.start + at, count, job.temperature)
                 yield job.start + at, np.concatenate([images for _, images in parts])
         return
     edges = np.flatnonzero(np.diff(np.concatenate([[True], present, [True]]).astype(np.int8)))
     for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-        yield from source.stream(job.seed, job.start + begin, end - begin, job.temperature)
+        yield from model.stream(job.seed, job.start + begin, end - begin, job.temperature)
 
 
 def _collect(waiting: dict[Future[None], int], done: Callable[[int], None], fewer_than: int) -> None:

@@ -21,6 +21,19 @@ def words(size: int) -> int:
     return -(-size // 4) * 4
 
 
+def check_range(seed: int, start: int, count: int) -> None:
+    """Raise ValueError unless a seed and a range of indices are whole numbers that the contract covers."""
+    try:
+        numbers = [operator.index(each) for each in (seed, start, count)]
+    except TypeError:
+        numbers = [-1]
+    if min(numbers) < 0 or numbers[0] >= SEEDS or sum(numbers[1:]) > INDICES:
+        raise ValueError(
+            "seed, start and count must be whole numbers from 0, seed below 2^64, and start + count 2^63 or less. "
+            f"Received: {seed}, {start}, {count}"
+        )
+
+
 def draw(seed: int, start: int, count: int, size: int) -> Noise:
     """Return the noise of samples start ... start + count - 1.
 
@@ -41,11 +54,8 @@ def draw(seed: int, start: int, count: int, size: int) -> Noise:
     >>> draw(seed=7, start=100, count=2, size=64).shape
     (2, 64)
     """
+    check_range(seed, start, count)
     seed, start, count, size = map(operator.index, (seed, start, count, size))
-    if not 0 <= seed < SEEDS:
-        raise ValueError(f"seed must be from 0 to 2^64 - 1. Received: {seed}")
-    if start < 0 or count < 0 or start + count > INDICES:
-        raise ValueError(f"start and count must be 0 or more and end by 2^63. Received: {start} and {count}")
     if size < 1:
         raise ValueError(f"size must be 1 or more. Received: {size}")
     width = words(size)

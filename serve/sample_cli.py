@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from serve import flags
 
 if TYPE_CHECKING:
-    from serve.job import Source
+    from serve.model import GenerativeModel
 
 MOST = 10**8  # samples in one folder
 
@@ -190,22 +190,22 @@ def main(
 
     try:
         with ExitStack() as stack:
-            source = (
+            sampled = (
                 _remote(stack, server, model, token=token, **tls)
                 if server is not None
                 else _local(model, precision or "fp32", device, threads, batch)
             )
-            wanted = job.Job(source.name, source.digest, seed, start, count, temperature, kind)
-            label = f"{source.name} seed {seed}"
+            wanted = job.Job(sampled.name, sampled.digest, seed, start, count, temperature, kind)
+            label = f"{sampled.name} seed {seed}"
             began = time.monotonic()
             stack.enter_context(job.hold(out))
             with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
-                made = job.run(wanted, source, out, mix, bar.update)
+                made = job.run(wanted, sampled, out, mix, bar.update)
             seconds = time.monotonic() - began
             speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
             click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
             if grid:
-                click.echo(f"contact sheet: {job.grid(wanted, source, out, *grid)}")
+                click.echo(f"contact sheet: {job.grid(wanted, sampled, out, *grid)}")
     except ServeError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -213,13 +213,13 @@ def main(
         raise SystemExit(130) from None
 
 
-def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> Source:
+def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> GenerativeModel:
     from serve.client import Client, Options
 
     return stack.enter_context(Client(server, Options(**options))).model(model)
 
 
-def _local(model: str, precision: str, device: str, threads: int, batch: int) -> Source:
+def _local(model: str, precision: str, device: str, threads: int, batch: int) -> GenerativeModel:
     from serve.bundle import EMBEDDED, load
     from serve.engine import Engine
 

@@ -108,7 +108,7 @@ def test_tritons_client_by_noise_and_by_address(server: str, engine: Engine, tmp
     noise = np.load(tmp_path / "noise.npy")
     assert noise.shape == (8, 8)
     assert len(np.unique(noise)) == noise.size
-    assert np.array_equal(np.load(tmp_path / "by_noise.npy"), engine.run(noise))
+    assert np.array_equal(np.load(tmp_path / "by_noise.npy"), engine.decode(noise))
     assert np.array_equal(np.load(tmp_path / "by_address.npy"), engine.sample(LAST_SEED, 100, 5))
 
 
@@ -162,7 +162,7 @@ def test_javascript_infers_by_noise_and_by_address(
         for name, kind in (("by-noise", np.uint8), ("by-address", np.uint8), ("noise", np.float32))
     )
     assert np.array_equal(by_address.reshape(expected.shape), expected)
-    assert np.array_equal(by_noise.reshape(expected.shape), engine.run(noise.reshape(20, 8)))
+    assert np.array_equal(by_noise.reshape(expected.shape), engine.decode(noise.reshape(20, 8)))
     # Its logarithms and cosines may round otherwise in a float32's last bit: a grey level at most.
     assert np.abs(by_noise.reshape(expected.shape).astype(int) - expected).max() <= 1
 

@@ -8,23 +8,19 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from training.commands import needs
 from training.errors import TrainingError
-from training.recipe import Recipe
+from training.fit.execution import Execution
 from training.recipes import RECIPES, recipe
-
-if TYPE_CHECKING:
-    from training.data.dataset import Splits
 
 
 def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        for make in RECIPES.values():
-            click.echo(f"{make.__name__.replace('_', '-'):22} {(make.__doc__ or '').splitlines()[0]}")
+        for name, make in RECIPES.items():
+            click.echo(f"{name:22} {(make.__doc__ or '').splitlines()[0]}")
         context.exit()
 
 
@@ -88,21 +84,21 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--save-every",
     metavar="SECONDS",
     type=click.FloatRange(min=0),
-    default=60.0,
+    default=Execution.save_every,
     help="Save the state of training this often: the most work that a kill or a power cut can cost.",
 )
 @click.option(
     "--steps-per-execution",
     metavar="N",
     type=click.IntRange(min=1),
-    default=1,
+    default=Execution.steps_per_execution,
     help="How many minibatches one call of the compiled training step runs; 10 or more keep a fast GPU busy.",
 )
 @click.option(
     "--devices",
     metavar="N|all",
     callback=_devices,
-    default="1",
+    default=Execution.devices,
     help="How many GPUs share each minibatch of stage 1, or all of them. TF_CONFIG names several machines.",
 )
 @click.option(
@@ -136,8 +132,9 @@ def main(
     Ctrl-C and SIGTERM save the state of training and exit; the same command resumes. The environment variable
     KERAS_BACKEND chooses tensorflow (the default), jax or torch; a run is resumed on the backend that began it.
     """
-    from training.data.dataset import load
-    from training.record.progress import reading
+    from training.data.dataset import load_data
+    from training.fit.stop import Stopped, StopRequest
+    from training.record.progress import ProgressDisplay, reading
 
     try:
         resolved = recipe(name).set(settings)
@@ -146,7 +143,7 @@ def main(
 
     try:
         with reading() as advance:
-            splits = load(data, resolved, skip_unreadable=skip_unreadable, cache=cache, advance=advance)
+            splits = load_data(data, resolved, skip_unreadable=skip_unreadable, cache=cache, advance=advance)
         report = splits.train.report
         click.echo(f"{report.kind}: {report}", err=True)
         for path, reason in report.broken[:10]:
@@ -155,38 +152,19 @@ def main(
             for key, value in resolved.to_dict().items():
                 click.echo(f"{key} = {','.join(map(str, value)) if isinstance(value, list) else value}")
             return
-        _train(resolved, splits, out, save_every, steps_per_execution, devices)
+        from training.fit.devices import workers
+        from training.fit.two_stage import train
+
+        stop = StopRequest()
+        execution = Execution(save_every, steps_per_execution, devices)
+        listening = stop.listening() if workers() == 1 else nullcontext()  # else a signal ends it at once
+        with listening, ProgressDisplay() as display:
+            train(resolved, splits, out, observer=display, stop=stop, execution=execution)
+    except Stopped as stopped:
+        click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
+        sys.exit(128 + stopped.signal)
     except TrainingError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:  # whatever writes or reads says what itself; this is the rest
         raise click.ClickException(f"cannot use {error.filename or out}: {error.strerror or error}") from None
     click.echo(f"trained: {out}; next: export-onnx {out} --out model.onnx", err=True)
-
-
-def _train(
-    resolved: Recipe, splits: Splits, out: Path, save_every: float, steps_per_execution: int, wanted: str
-) -> None:
-    from training.fit import devices
-    from training.fit.stage import Execution
-    from training.fit.stop import Stopped, StopRequest
-    from training.fit.two_stage import train_two_stages
-    from training.record.progress import Watch
-    from training.record.run import Run
-    from training.record.tensorboard import Board, Watchers
-
-    execution = Execution(save_every, steps_per_execution, wanted)
-    stop = StopRequest()
-    identity = {"count": len(splits.train), "digest": splits.train.digest}
-    try:
-        listening = stop.listening() if devices.workers() == 1 else nullcontext()  # else a signal ends it at once
-        with (
-            devices.run_directory(out) as folder,
-            (run := Run(folder)).open(resolved, identity),
-            listening,
-            Watch() as watch,
-            Board(run) as board,
-        ):
-            train_two_stages(resolved, splits, run, Watchers(watch, board), stop, execution)
-    except Stopped as stopped:
-        click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
-        sys.exit(128 + stopped.signal)

@@ -1,4 +1,4 @@
-"""What the command lines share: a package that is not installed, and options that change nothing, each in one line."""
+"""What the commands share: one line where a package is not installed, or where an option would change nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong with what a user gave us. Every message is one line that says what to do."""
+"""The errors that a user can do something about. Every message is one line that says what to do."""
 
 
 class TrainingError(Exception):
@@ -14,7 +14,7 @@ class RecipeError(TrainingError):
 
 
 class RunError(TrainingError):
-    """A run directory belongs to something else or is not complete."""
+    """A run directory belongs to another run, or is not complete."""
 
 
 class WriteError(TrainingError):
@@ -22,4 +22,4 @@ class WriteError(TrainingError):
 
 
 class Diverged(TrainingError):
-    """A number of the training stopped being one. What was saved before is kept."""
+    """A loss term or weight became NaN or infinite. The last saved state is kept."""

@@ -1,7 +1,7 @@
-"""Every number of a training run, in one frozen dataclass.
+"""Every setting of a training run, in one frozen dataclass.
 
-A recipe is data: `train-vae` reads it, freezes it into the run directory's config.json, and nothing
-else decides how a run goes. `recipes` has the named ones.
+A recipe is data: `train-vae` writes it to the run directory's config.json, and nothing else decides how a run
+goes. `recipes` has the named ones.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ _BELOW_ONE = ("batch_norm_momentum", "balance_momentum", "validation")
 class Recipe:
     """One first stage, the priors fitted to its latents, and how to train them. Sizes: pixels, channels, units."""
 
-    name: str
+    name: str = "custom"
 
     # Pictures. `crop` is (top, bottom, left, right) in the original's pixels; 0,0,0,0 takes the
     # largest centred square. Flips double the data: each epoch sees every picture or its mirror image.
-    # `limit` takes the first so many pictures (0: all); `validation` holds a share of them back, by their hash.
+    # `limit` takes that many pictures, the first ones (0: all); `validation` is the share of them that is held back,
+    # chosen by their hash.
     side: int = 32
     channels: int = 3
     crop: tuple[int, ...] = (0, 0, 0, 0)
@@ -92,7 +93,7 @@ class Recipe:
     seed: int = 0
     precision: str = "float32"  # what layers compute in; weights, heads and losses are float32 always
 
-    # Seeing it grow: a grid of samples, and a snapshot of stage 1 (0: none), every so many epochs.
+    # Epochs between two grids of samples, and between two snapshots of stage 1 (0: none).
     sample_every: int = 10
     snapshot_every: int = 0
 
@@ -105,7 +106,7 @@ class Recipe:
         return self.kl_weight or (2 * self.side / self.latent_dim) ** 2
 
     def __post_init__(self) -> None:
-        """Raise RecipeError for a number that no network can be built from."""
+        """Raise RecipeError for a setting that no run can be made from."""
         if self.side < 16 or self.side > 256 or self.side & (self.side - 1):
             raise RecipeError(f"side must be a power of two from 16 to 256. Received: {self.side}")
         if self.channels not in (1, 3):
@@ -173,7 +174,7 @@ class Recipe:
         """Return the recipe that `to_dict` gave.
 
         Raises:
-            RecipeError: settings this version does not know, or lacks.
+            RecipeError: there are settings that this version does not know, or some are missing.
         """
         names = {field.name for field in dataclasses.fields(cls)}
         if set(values) != names:
@@ -196,7 +197,7 @@ _CHOICES = {
 
 
 def _balanced(recipe: Recipe) -> set[str]:
-    """Return the balance policies that are at work."""
+    """Return the balance policies that the recipe's stages use."""
     first = {recipe.balance} if _variational(recipe) else set()
     return first | ({recipe.balance2} if _second(recipe) else set())
 
@@ -209,8 +210,8 @@ def _second(recipe: Recipe) -> bool:
     return "second-stage" in recipe.priors
 
 
-# What a setting needs to be read, in words and as a test. Named recipes may hold values that theirs does not read;
-# somebody who sets one means something by it.
+# When a setting has an effect, in words and as a test: `gamma`, for example, has one only where the balance is fixed
+# or annealed. --set refuses a setting without effect, as whoever sets it expects one; named recipes may hold some.
 _Reads = tuple[str, Callable[[Recipe], bool]]
 _SECOND: _Reads = ("second-stage among priors", _second)
 _COMPUTED: _Reads = ("a stage whose balance is computed", lambda recipe: "computed" in _balanced(recipe))

@@ -1,1 +1,1 @@
-"""Bundles as files: packed, verified, compared, looked into, and laid out for Triton."""
+"""Bundles as files: packing, verification, comparison, inspection, and the layout for Triton."""

@@ -1,8 +1,8 @@
-"""How far two makers of pictures are apart on the same noise, in grey levels and as seen by an extractor."""
+"""How far two decoders' images of the same noise are apart: in grey levels, and in an extractor's features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 from export.errors import ExportError
 from serve import bundle
 from serve.card import Card
-from serve.engine import Engine, Images
+from serve.engine import Engine
+from serve.model import Decode
 from serve.noise import Noise, draw
-from training.data.dataset import load
+from training.data.dataset import load_data
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.reference import choose, pictures_of, statistics
 from training.evaluation.statistics import Moments, Statistics, check_enough
@@ -23,21 +24,17 @@ BATCH = 64
 SEED = 1  # of the noise compared on
 
 
-# Noise [n, noise_size] to images uint8 [n, h, w, c].
-Maker = Callable[[Noise], Images]
-
-
 @dataclass(frozen=True)
 class Difference:
-    """Grey levels between two makers' pictures, over all values compared.
+    """Grey levels between two decoders' images, over all values compared.
 
     Attributes:
-        samples: Pictures compared.
+        samples: Images compared.
         mean: The mean difference.
-        worst: The largest.
-        share: Of the values that differ at all, in [0, 1].
-        distance: Of the first maker's pictures from real ones, where it was measured (`Distance`).
-        shift: Of the second maker's distance from the first's, relative to that.
+        worst: The largest difference.
+        share: The share of values that differ at all, in [0, 1].
+        distance: The Frechet distance of the first one's images from real pictures, where measured (`Distance`).
+        shift: How far the second one's distance is from that, relative to it.
     """
 
     samples: int
@@ -48,7 +45,7 @@ class Difference:
     shift: float | None = None
 
     def text(self, first: str, second: str) -> str:
-        """Return it as a sentence or two about makers of these names."""
+        """Return the difference as a sentence or two about decoders of these names."""
         if self.worst == 0:
             return f"{first} and {second} make the same {self.samples:,} samples, byte for byte"
         same = "make the same samples, but for rounding" if self.worst == 1 else "make different samples"
@@ -85,7 +82,7 @@ class Distance:
     def __init__(self, features: Path, pictures: Path, card: Card, count: int) -> None:
         recipe = pictures_of(card)
         self.extractor = OnnxExtractor(features, recipe.side)
-        reference = choose(load(pictures, recipe, skip_unreadable=True), "train", count, recipe)
+        reference = choose(load_data(pictures, recipe, skip_unreadable=True), "train", count, recipe)
         check_enough(min(count, len(reference)), self.extractor)
         self.known = statistics(reference, self.extractor, None, BATCH, iter)
 
@@ -98,8 +95,8 @@ class Distance:
         return frechet(self.known, Statistics(found.count, found.mean, found.covariance, none))
 
 
-def compare(first: Maker, second: Maker, noise_size: int, count: int, distance: Distance | None = None) -> Difference:
-    """Return how far two makers are apart on `count` samples of contract noise, holding one batch at a time."""
+def compare(first: Decode, second: Decode, noise_size: int, count: int, distance: Distance | None = None) -> Difference:
+    """Return how far two decoders are apart on `count` samples of contract noise; one batch is in memory at a time."""
     total, differing, worst, values = 0, 0, 0, 0
     moments = [Moments(distance.extractor.size) for _ in range(2)] if distance else []
     for noise in _batches(noise_size, count):
@@ -117,7 +114,7 @@ def compare(first: Maker, second: Maker, noise_size: int, count: int, distance: 
     return Difference(found.samples, found.mean, found.worst, found.share, own, other / own - 1)
 
 
-def between(first: Path, second: Path, count: int) -> Difference:
+def compare_bundles(first: Path, second: Path, count: int) -> Difference:
     """Return how far two bundles are apart, each on the engine that would serve it here.
 
     Raises:
@@ -131,7 +128,7 @@ def between(first: Path, second: Path, count: int) -> Difference:
         raise ExportError(
             f"bundles to compare should map noise to pictures of one shape. Received: {' and '.join(said)}"
         )
-    return compare(engines[0].run, engines[1].run, kinds[0][0], count)
+    return compare(engines[0].decode, engines[1].decode, kinds[0][0], count)
 
 
 def _batches(noise_size: int, count: int) -> Iterator[Noise]:

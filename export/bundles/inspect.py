@@ -1,10 +1,9 @@
-"""What a bundle is: its card, its graph, and what a sample costs."""
+"""Inspects a bundle: its card, its graph, and what a sample costs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from math import prod
 from typing import Any
 
 import onnx_ir as ir
@@ -12,33 +11,20 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from export.bundles.pack import unpack
 from export.bundles.verify import describe
+from export.passes import cost
 from serve.bundle import Bundle
-
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# Nothing is computed by these, or only once, as the graph is loaded.
-FREE = (
-    "Reshape",
-    "Transpose",
-    "Concat",
-    "Cast",
-    "DequantizeLinear",
-    "QuantizeLinear",
-    "DepthToSpace",
-    "Slice",
-    "Split",
-)
 
 
 def inspect(bundle: Bundle) -> dict[str, Any]:
     """Return the facts of a bundle, JSON-ready.
 
     Costs are of one sample. flops: two for each multiplication of a layer, none for what moves or converts values
-    (`FREE`), one for each value that any other operator computes. activation_bytes: what all operators write. Both
+    (`cost.FREE`), one for each value that any other operator computes. activation_bytes: what all operators write. Both
     are None where a shape is not known before the graph runs. parameters: values of the weights of layers, whatever
     they are kept in; biases, scales, shapes and the like are not among them.
 
     Raises:
-        ConversionError: its graph is none.
+        ConversionError: ONNX's checker refuses its graph.
     """
     model = unpack(bundle)
     graph = model.graph
@@ -53,8 +39,8 @@ def inspect(bundle: Bundle) -> dict[str, Any]:
     ShapeInferencePass(strict_mode=False)(model)  # what cannot be inferred stays unknown
     constant = _constant(graph)
     varying = [node for node in graph if node not in constant]
-    flops = [_flops(node) for node in varying]
-    written = [_bytes(value) for node in varying for value in _outputs(node)]
+    flops = [cost.flops(node) for node in varying]
+    written = [_bytes(value) for node in varying for value in cost.outputs(node)]
     layers = [_weight(node, constant) for node in varying]
     weights = {kept: kept.const_value.size for kept in layers if kept is not None and kept.const_value is not None}
     return {
@@ -122,7 +108,7 @@ def _type(value: ir.Value) -> str:
 
 
 def _is_kept(value: ir.Value) -> bool:
-    """Whether a value is an initialiser; reading its array to see would copy it."""
+    """Tell whether a value is an initialiser, without reading its array, which would copy it."""
     return value.const_value is not None and not value.is_graph_input()
 
 
@@ -138,7 +124,7 @@ def _constant(graph: ir.Graph) -> set[ir.Node]:
 
 def _weight(node: ir.Node, constant: set[ir.Node]) -> ir.Value | None:
     """Return the initialiser that a layer's weight is kept in, through whatever widens it."""
-    value = node.inputs[1] if node.op_type in WEIGHTED else None
+    value = node.inputs[1] if node.op_type in cost.WEIGHTED else None
     while value is not None and not _is_kept(value):
         maker = value.producer()
         value = maker.inputs[0] if maker in constant and maker.inputs else None
@@ -152,42 +138,6 @@ def _kinds(weights: dict[ir.Value, int]) -> dict[str, int]:
     return dict(sorted(kinds.items()))
 
 
-def _outputs(node: ir.Node) -> list[ir.Value]:
-    return [value for value in node.outputs if value.name]  # an optional output that is left out has no name
-
-
-def _size(value: ir.Value | None, first: int = 0) -> int | None:
-    """Return how many values a value holds, by its sides from the `first` on; None where one is not known."""
-    if value is None or value.shape is None:
-        return None
-    sides = [side for side in value.shape if isinstance(side, int)]
-    return prod(sides[first:]) if len(sides) == len(value.shape) else None
-
-
 def _bytes(value: ir.Value) -> int | None:
-    size = _size(value)
+    size = cost.size(value)
     return None if size is None or value.dtype is None else int(size * value.dtype.itemsize)
-
-
-def _flops(node: ir.Node) -> int | None:
-    if node.op_type in FREE:
-        return 0
-    if node.op_type not in WEIGHTED:
-        sizes = [_size(value) for value in _outputs(node)]
-        return None if None in sizes else sum(size or 0 for size in sizes)
-    source, weight, target = node.inputs[0], node.inputs[1], node.outputs[0]
-    if node.op_type == "ConvTranspose":
-        places, each = _size(source), _size(weight, 1)  # a value of the input meets every weight of its channel
-    elif node.op_type == "Conv":
-        places, each = _size(target), _size(weight, 1)
-    else:
-        # Not the weight's side: Gemm may hold it transposed.
-        places, each = _size(target), _inner(node, source)
-    return None if places is None or each is None else 2 * places * each
-
-
-def _inner(node: ir.Node, source: ir.Value | None) -> int | None:
-    """Return the side that a product of matrices sums over."""
-    shape = source.shape if source is not None else None
-    side = shape[-2 if node.attributes.get_int("transA", 0) else -1] if shape else None
-    return side if isinstance(side, int) else None

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from export.errors import ConversionError
 from export.passes.graph import constant, weight
@@ -32,14 +32,11 @@ def pack(model: ir.Model, card: Card) -> Bundle:
     graph = copy.graph
     if card.store == "float16":
         _store_float16(graph)
-    RemoveUnusedNodesPass()(copy)
+    ir.passes.Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(copy)
     graph.name = card.name
     copy.producer_name, copy.producer_version = "balanced-vae", card.producers.get("balanced-vae", "")
     copy.metadata_props.clear()
     copy.metadata_props.update(metadata(card))
-    # ONNX's own operators are all that is used; converters declare more.
-    for domain in [each for each in copy.opset_imports if each]:
-        del copy.opset_imports[domain]
     data: bytes = ir.to_proto(copy).SerializeToString(deterministic=True)
     return Bundle(data, check(data), hashlib.sha256(data).hexdigest())
 
@@ -48,13 +45,13 @@ def unpack(bundle: Bundle) -> ir.Model:
     """Return a bundle's graph, which ONNX's checker has passed.
 
     Raises:
-        ConversionError: it has not, or cannot be read.
+        ConversionError: the checker refuses it, or it cannot be read.
     """
     try:
         model = onnx.load_model_from_string(bundle.data)
         onnx.checker.check_model(model, full_check=True)
         return ir.from_proto(model)
-    except Exception as error:  # what the tools raise of a graph that is none shares no base
+    except Exception as error:  # the exceptions of onnx and onnx-ir share no base
         raise ConversionError(f"the graph of {bundle.card.name} cannot be read: {one_line(str(error), 200)}") from None
 
 

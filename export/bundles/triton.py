@@ -15,12 +15,12 @@ from pathlib import Path
 from export.errors import ExportError
 from serve.bundle import Bundle
 from serve.stubs.onnx.v1 import model_pb2 as onnx
-from training.record.files import replacing
+from training.files import replacing
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # ONNX's element types
 PREFERRED, LARGEST, DELAY = (32, 64), 256, 2000
-# Triton's queue counts requests, whatever their size and the device's speed: what keeps a client from waiting in
-# vain is the time-out (microseconds), which refuses what has waited that long.
+# Triton's queue counts requests, whatever their size and the device's speed. A time-out in microseconds refuses what
+# has waited too long, so that no client waits in vain.
 QUEUE, PATIENCE = 1024, 5_000_000
 CONFIG = """\
 # {description}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from export.bundles.compare import Maker
 from export.errors import VerificationError
-from export.session import Graph, open_model
+from export.session import decoder, open_model
 from serve.bundle import Bundle
-from serve.engine import Engine, Images
+from serve.engine import Engine
+from serve.model import Decode
 from serve.noise import Noise, draw
 from serve.text import one_line
 
@@ -24,7 +23,7 @@ SIGMA = 8.0  # noise beyond anything that 2^64 samples hold
 SEED = 1
 
 
-def verify(bundle: Bundle, original: Maker, what: str) -> dict[str, Any]:
+def verify(bundle: Bundle, reference: Decode, reference_name: str) -> dict[str, Any]:
     """Check a bundle from all sides; return what came out, JSON-ready.
 
     Its names, types, axes and operators, and that it is one file, are `serve.bundle.check`'s, which every bundle
@@ -32,12 +31,12 @@ def verify(bundle: Bundle, original: Maker, what: str) -> dict[str, Any]:
 
     Args:
         bundle: The bundle.
-        original: Makes the pictures that it has to make.
-        what: The original's name.
+        reference: Makes the images that it has to make.
+        reference_name: What the reference is called.
 
     Raises:
-        VerificationError: ONNX's own checker refuses it; fp32 samples differ from the original's by more than one
-            grey level; samples depend on the number of threads; or noise of 8 sigma gives what is no number.
+        VerificationError: ONNX's own checker refuses it; fp32 samples differ from the reference's by more than one
+            grey level; samples depend on the number of threads; or noise of 8 sigma gives NaN or infinity.
         EngineError: the engine cannot run it, or its samples depend on what shares their batch.
     """
     model = onnx.load_model_from_string(bundle.data)
@@ -47,24 +46,24 @@ def verify(bundle: Bundle, original: Maker, what: str) -> dict[str, Any]:
         raise VerificationError(f"ONNX's checker refuses the graph: {one_line(str(error), 300)}") from None
     Engine(bundle, device="cpu")
     noise = draw(SEED, 0, max(BATCHES), bundle.card.noise_size)
-    graph = Graph(bundle.data)
+    graph = decoder(bundle.data)
     wanted = graph(noise)
-    agreement = {str(batch): _agreement(graph, original, noise[:batch]) for batch in BATCHES}
+    agreement = {str(batch): _agreement(graph, reference, noise[:batch]) for batch in BATCHES}
     worst = max(each["max"] for each in agreement.values())
     if bundle.card.precision == "fp32" and worst > TOLERANCE:
         raise VerificationError(
-            f"the graph and {what} differ by {worst} grey levels (at most {TOLERANCE} is allowed); nothing was "
-            "written: please report this with the run's config.json"
+            f"the graph and {reference_name} differ by {worst} grey levels (at most {TOLERANCE} is allowed); nothing "
+            "was written: please report this with the run's config.json"
         )
     for threads in (1, 2):
-        if not np.array_equal(Graph(bundle.data, threads)(noise), wanted):
+        if not np.array_equal(decoder(bundle.data, threads)(noise), wanted):
             raise VerificationError(f"samples on {threads} threads are not those on all cores; nothing was written")
     _check_finite(ir.from_proto(model), noise * np.float32(SIGMA))
     return {
         "checker": f"onnx {onnx.__version__}",
         "opset": model.opset_import[0].version,
         "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
-        "against": what,
+        "against": reference_name,
         "agreement": agreement,
         "same_bytes_in_batches": [n for n in BATCHES if np.array_equal(graph(noise[:n]), wanted[:n])],
         "same_bytes_on_threads": [1, 2],
@@ -97,13 +96,13 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _agreement(graph: Callable[[Noise], Images], original: Maker, noise: Noise) -> dict[str, Any]:
-    apart = np.abs(graph(noise).astype(np.int16) - original(noise))
+def _agreement(graph: Decode, reference: Decode, noise: Noise) -> dict[str, Any]:
+    apart = np.abs(graph(noise).astype(np.int16) - reference(noise))
     return {"max": int(apart.max()), "mean": float(f"{apart.mean():.3g}")}
 
 
 def _check_finite(model: ir.Model, noise: Noise) -> None:
-    """Look at the last float value of the graph: bytes would hide what is no number."""
+    """Look at the last float value of the graph: uint8 would hide NaN and infinity."""
     graph = model.graph
     last = graph.outputs[0]
     while last.dtype != ir.DataType.FLOAT:
@@ -116,4 +115,4 @@ def _check_finite(model: ir.Model, noise: Noise) -> None:
     graph.outputs.append(last)
     (values,) = open_model(model).run(None, {"noise": noise})
     if not np.isfinite(values).all():
-        raise VerificationError(f"noise of {SIGMA:g} sigma gives values that are no numbers; nothing was written")
+        raise VerificationError(f"noise of {SIGMA:g} sigma gives NaN or infinite values; nothing was written")

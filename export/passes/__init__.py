@@ -1,4 +1,4 @@
-"""The passes that make the converted graph small and fast. Each is a function: graph in, how often it applied out.
+"""The passes that make a converted graph small and fast. Each changes a graph and returns how often it applied.
 
 They know the graphs that this package converts: one straight line of ONNX's own operators, weights as
 initialisers, no nested graphs. A pass changes nothing that it cannot prove equal, up to float32 rounding.
@@ -21,8 +21,8 @@ from export.passes.pixels import round_and_saturate
 
 Pass = Callable[[ir.Graph], int]
 
-# In this order: constants first, so that every weight is a plain initialiser; layout next, so that whatever
-# is computed channel by channel stands right beside the layer that it folds into.
+# The order matters. Constants come first, so that every weight is a plain initialiser. Layout comes next, so that
+# channel-wise operators stand right beside the layer that they fold into.
 PASSES: tuple[Pass, ...] = (
     fold_constants,
     make_gemm,
@@ -38,7 +38,7 @@ PASSES: tuple[Pass, ...] = (
 
 
 def optimise(model: ir.Model, passes: Sequence[Pass] = PASSES) -> dict[str, int]:
-    """Run passes on a model, in place, dropping what nothing reads after each; return how often each applied."""
+    """Run passes on a model, in place, and return how often each applied. Unused nodes are removed after each pass."""
     done = {}
     for each in passes:
         done[each.__name__] = each(model.graph)

@@ -1,6 +1,6 @@
-"""Batch normalisation in inference, and latent normalisation, are x * scale + shift, channel by channel.
+"""Folds batch normalisation and latent normalisation, both x * scale + shift by channel, into the layers beside them.
 
-So is what a dense layer or a convolution does last, and a dense layer first: there they cost nothing.
+A dense layer or a convolution can scale and shift its output at no cost, and a dense layer its input.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def fold_affine_after(graph: ir.Graph) -> int:
 def fold_affine_before(graph: ir.Graph) -> int:
     """Fold x * scale + shift into the Gemm after it, where only that reads the result.
 
-    Not into a convolution: what it is padded with is zero after the shift, not before.
+    A convolution cannot take it: its padding is zero after the shift, not before.
     """
     folded = 0
     for node in reversed(list(graph)):
@@ -76,9 +76,9 @@ def fold_affine_before(graph: ir.Graph) -> int:
 
 
 def merge_affine(graph: ir.Graph) -> int:
-    """Join x * scale, then + shift, into one BatchNormalization: where x has other readers, it cannot fold away.
+    """Join x * scale and + shift into one BatchNormalization, where x has other readers and so nothing folds.
 
-    Runtimes know that operator, and fuse it with the ReLU that follows.
+    Runtimes fuse that operator with the ReLU that follows.
     """
     merged = 0
     for node in list(graph):

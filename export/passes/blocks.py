@@ -1,4 +1,4 @@
-"""The decoder's layers as plain convolutions, for runtimes that have an int8 one of these only."""
+"""The decoder's layers as plain convolutions, the only ones that runtimes have in int8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EVEN, ODD = "/even", "/odd"  # what the convolutions of a split layer are called
 
 
 def split_rows(graph: ir.Graph, layers: Collection[str] | None = None) -> int:
-    """Make a transposed convolution of stride 2 two convolutions, of the even and of the odd rows.
+    """Replace a transposed convolution of stride 2 by two convolutions, one of the even rows and one of the odd rows.
 
     Even and odd rows of the output are plain convolutions of the input, by every other row of the kernel; so are
     even and odd columns, which one convolution gives as twice the channels. With channels last in memory, columns
@@ -60,9 +60,9 @@ def split_rows(graph: ir.Graph, layers: Collection[str] | None = None) -> int:
 
 
 def norm_to_conv(graph: ir.Graph, layers: Collection[str] | None = None) -> int:
-    """Make a BatchNormalization a convolution of one tap, a group for each channel.
+    """Replace a BatchNormalization by a 1x1 convolution with a group for each channel.
 
-    It is the same product and sum, and runtimes that have no int8 normalisation have this.
+    It computes the same, and runtimes have it in int8, where they have no normalisation.
     """
     made = 0
     for node in list(graph):
@@ -85,7 +85,7 @@ def norm_to_conv(graph: ir.Graph, layers: Collection[str] | None = None) -> int:
 
 
 def _doubling(attributes: dict[str, Any], size: tuple[int, ...]) -> bool:
-    """Whether a transposed convolution doubles the sides of its input exactly, dilating nothing."""
+    """Tell whether a transposed convolution doubles the sides of its input exactly, without dilation."""
     pads, extra = attributes.get("pads", [0] * 4), attributes.get("output_padding", [0, 0])
     plain = attributes.get("group", 1) == 1 and attributes.get("dilations", [1, 1]) == [1, 1]
     explicit = attributes.get("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in attributes
@@ -95,7 +95,7 @@ def _doubling(attributes: dict[str, Any], size: tuple[int, ...]) -> bool:
 
 
 def _reach(size: int, crop: int, parity: int) -> list[int]:
-    """Return which inputs an output reads, relative to its own place.
+    """Return the offsets of the inputs that an output reads.
 
     Output 2y + parity reads input y + d through the kernel's entry parity + crop - 2d, for every d that has one.
     """

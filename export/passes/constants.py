@@ -1,4 +1,4 @@
-"""Whatever depends on constants alone is computed now."""
+"""Constant folding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fold_constants(graph: ir.Graph) -> int:
         if len(node.outputs) != 1 or any(array is None for array in arrays.values()):
             continue
         proto = ir.to_proto(node)
-        # Types and shapes that the node itself decides need not be told.
+        # The node itself decides the type and shape of its output.
         signature = onnx.helper.make_graph(
             [proto],
             "constant",

@@ -1,4 +1,4 @@
-"""Dense layers: one node each, and their columns in the order in which the convolutions want them."""
+"""Dense layers: one node each, with columns in the order that the convolutions read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every pass needs: to read a constant, to ask who reads a value, to put one node in the place of another."""
+"""What every pass needs: reading a constant, finding the readers of a value, replacing a node."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def producer(value: ir.Value | None, *operators: str) -> ir.Node | None:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """Return the one node that reads a value; None where there are more, or the graph gives it out."""
+    """Return the one node that reads a value; None where there are more, or it is an output of the graph."""
     readers = [use.node for use in value.uses()]
     return readers[0] if len(readers) == 1 and not value.is_graph_output() else None
 
 
 def noise_size(graph: ir.Graph) -> int:
-    """Return how many numbers a chain takes per sample."""
+    """Return how many values of noise a graph takes per sample."""
     shape = graph.inputs[0].shape
     assert shape is not None
     assert isinstance(shape[1], int)
@@ -83,7 +83,7 @@ def replace(
 
 
 def bypass(node: ir.Node, value: ir.Value) -> None:
-    """Let whoever reads a node's output read `value`, and remove the node. A graph output keeps its name."""
+    """Let the readers of a node's output read `value` instead, and remove the node. A graph output keeps its name."""
     old = node.outputs[0]
     name = old.name
     if old.is_graph_output():

@@ -1,4 +1,4 @@
-"""Transposes move down the line until they meet their inverse, or the output as uint8, a quarter of the bytes."""
+"""Moves Transposes down the graph until they meet their inverse, or the uint8 output: a quarter of the bytes."""
 
 from __future__ import annotations
 

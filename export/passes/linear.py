@@ -1,4 +1,4 @@
-"""From the latent to the first ReLU everything is linear: one matrix, where that is smaller.
+"""Everything from the latent to the first ReLU is linear, and becomes one matrix where that multiplies less.
 
 The decoder's stem, its first transposed convolution and whatever reads that before a ReLU (a shortcut, a batch
 normalisation) map 64 numbers to some thousands. As layers they are a seventh of the work of 64x64 pictures.
@@ -7,26 +7,25 @@ normalisation) map 64 numbers to some thousands. As layers they are a seventh of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
 
+from export.passes.cost import WEIGHTED, multiplications, size
 from export.passes.graph import Array, add, constant, replace, weight
 from export.session import open_model
 
-LAYERS = ("Gemm", "MatMul", "Conv", "ConvTranspose", "BatchNormalization")
-LINEAR = (*LAYERS, "Add", "Sub", "Mul", "Reshape", "Transpose")
+LINEAR = (*WEIGHTED, "BatchNormalization", "Add", "Sub", "Mul", "Reshape", "Transpose")
 
 
 @dataclass(frozen=True)
 class Region:
-    """What is linear in one value.
+    """The nodes that are linear in one value.
 
     Attributes:
         root: The value, [batch, n].
-        nodes: What computes from it, linearly, in order.
-        ends: What the rest of the graph reads of that.
+        nodes: The nodes that compute linearly from it, in order.
+        ends: Their values that the rest of the graph reads.
         saved: Multiplications saved per sample where every end becomes one matrix.
     """
 
@@ -46,11 +45,11 @@ def collapse_linear(graph: ir.Graph) -> int:
     for end, (matrix, bias) in zip(best.ends, _matrices(graph, best), strict=True):
         node = end.producer()
         assert node is not None
-        name, size = str(node.name), bias.size
+        name, count = str(node.name), bias.size
         inputs = [
             best.root,
-            weight(graph, matrix.reshape(-1, size), f"{name}/weight"),
-            weight(graph, bias.reshape(size), f"{name}/bias"),
+            weight(graph, matrix.reshape(-1, count), f"{name}/weight"),
+            weight(graph, bias.reshape(count), f"{name}/bias"),
         ]
         if bias.ndim == 1:
             replace(node, "Gemm", inputs, {})
@@ -76,8 +75,8 @@ def _region(graph: ir.Graph, root: ir.Value) -> Region:
         for node in nodes
         if node.outputs[0].is_graph_output() or any(use.node not in nodes for use in node.outputs[0].uses())
     ]
-    sizes = [_size(value) for value in (root, *ends)]
-    costs = [_multiplications(node) for node in nodes]
+    sizes = [size(value, 1) for value in (root, *ends)]
+    costs = [multiplications(node, 1) for node in nodes]
     if None in sizes or None in costs or not ends:
         return Region(root, nodes, ends, 0)
     width, *wanted = (size for size in sizes if size is not None)
@@ -85,35 +84,14 @@ def _region(graph: ir.Graph, root: ir.Value) -> Region:
     return Region(root, nodes, ends, saved)
 
 
-def _size(value: ir.Value) -> int | None:
-    """Return how many numbers a value has per sample."""
-    sides = list(value.shape or [])[1:]
-    return prod(side for side in sides if isinstance(side, int)) if all(isinstance(s, int) for s in sides) else None
-
-
-def _multiplications(node: ir.Node) -> int | None:
-    if node.op_type not in LAYERS or node.op_type == "BatchNormalization":
-        return 0
-    kernel = constant(node.inputs[1])
-    source, target = node.inputs[0], node.outputs[0]
-    if kernel is None or source is None or source.shape is None or target.shape is None:
-        return None
-    # A convolution's kernel meets every place of its output, a transposed one's every place of its input.
-    places = (source if node.op_type == "ConvTranspose" else target).shape
-    sides = list(places or [])[2:]
-    return (
-        kernel.size * prod(s for s in sides if isinstance(s, int)) if all(isinstance(s, int) for s in sides) else None
-    )
-
-
 def _matrices(graph: ir.Graph, region: Region) -> list[tuple[Array, Array]]:
     """Return (matrix [n, ...], bias [...]) of every end, by running the region on unit vectors."""
     part = ir.convenience.extract(graph, [region.root], region.ends)
     session = open_model(ir.Model(part, ir_version=10))
-    size = _size(region.root)
-    assert size is not None
-    unit = np.eye(size, dtype=np.float32)
+    width = size(region.root, 1)
+    assert width is not None
+    unit = np.eye(width, dtype=np.float32)
     name = session.get_inputs()[0].name
-    # Both signs, so that a large bias takes no digits from the matrix.
+    # Both signs, so that a large bias does not cost the matrix precision.
     above, below, none = (session.run(None, {name: x}) for x in (unit, -unit, np.zeros_like(unit[:1])))
     return [((up - down) / 2, zero[0]) for up, down, zero in zip(above, below, none, strict=True)]

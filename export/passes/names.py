@@ -12,7 +12,7 @@ ROLES = {
     "Reshape": ("", "shape"),
     "QuantizeLinear": ("", "step", "zero"),
 }
-LAYERS = ("Conv", "ConvTranspose", "Gemm")  # what a layer's own name is for; its other nodes add theirs
+LAYERS = ("Conv", "ConvTranspose", "Gemm")  # these take the layer's own name; its other nodes append theirs
 
 
 def name_nodes(graph: ir.Graph) -> int:

@@ -1,6 +1,6 @@
-"""fp16: pictures in float16, numbers in float32, for devices whose convolutions are fast so.
+"""fp16: feature maps in float16, for devices whose convolutions are faster in it.
 
-The second stage and the latents are a small part of the work, and the sigmoid gives pixels: they stay as they are.
+The second stage and the latents are a small part of the work, and the sigmoid gives pixels: they stay in float32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HALVED = ("Conv", "ConvTranspose", "BatchNormalization", "Relu", "Add", "Concat"
 
 
 def halve(model: ir.Model) -> ir.Model:
-    """Return a copy of a model whose operators on pictures, [n, c, h, w], compute in float16.
+    """Return a copy of a model whose operators on feature maps, [n, c, h, w], compute in float16.
 
     Raises:
         ConversionError: a weight is beyond float16's range.

@@ -1,4 +1,4 @@
-"""int8: convolutions and dense layers on 8-bit weights and activations, said in ONNX's QuantizeLinear pairs.
+"""int8: convolutions and dense layers on 8-bit weights and activations, written as QDQ pairs.
 
 Static: ranges come from contract noise, so no picture is needed. Weights are symmetric, by output channel, and
 use 7 of their 8 bits: x86 processors without VNNI add two products in 16 bits, which 8-bit weights overflow, and
@@ -24,11 +24,11 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")
 CHANNELS = {"Conv": 0, "Gemm": 1}  # what can be int8, and the weight's axis of output channels
 KERNELS = CHANNELS | {"ConvTranspose": 1}
 SMALLEST = 100_000  # values; rounding a smaller weight costs more than it spares
-MOVES = ("Transpose", "Reshape", "Concat")  # what takes 8-bit values as they are
+MOVES = ("Transpose", "Reshape", "Concat")  # these move 8-bit values without computing
 CALIBRATION, BATCH = 256, 8  # samples of contract noise that ranges come from, and how many at a time
 KEPT = 10_000  # values kept of each activation and batch
 CLIPS = np.linspace(0.3, 1.0, 15)  # of the least and of the greatest value seen
-SEED = 2**63  # of the noise that ranges and choices come from: nobody's samples
+SEED = 2**63  # of the noise for calibration and choices; far from the seeds that people use
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -36,7 +36,7 @@ Ranges = dict[str, tuple[float, float]]
 def candidates(graph: ir.Graph) -> list[ir.Node]:
     """Return the layers that can compute in int8, in order.
 
-    Not the last convolution: where the sigmoid is steepest, its input in 8 bits would be whole grey levels apart.
+    The last convolution is not among them: where the sigmoid is steepest, 8-bit inputs are whole grey levels apart.
     """
     layers = [node for node in graph if node.op_type in LAYERS and constant(node.inputs[1]) is not None]
     return layers[:-1]
@@ -45,8 +45,8 @@ def candidates(graph: ir.Graph) -> list[ir.Node]:
 def calibrate(model: ir.Model) -> Ranges:
     """Return the (least, greatest) value that 8 bits should stand for, of every float value, by its name.
 
-    They are not the extremes seen, which are rare and would make every step coarse, but the pair of clips with the
-    least squared error over the activations of contract noise. Memory is that of one small batch.
+    The pair has the least squared error over the activations of contract noise. Extremes are rare, and would make every
+    step coarse. Memory is that of one small batch.
     """
     watched = model.clone()
     graph = watched.graph
@@ -133,7 +133,7 @@ class _Quantiser:
             products = (steps * step).astype(np.float32)
             sums = np.rint(bias / products).clip(-(2**31), 2**31 - 1).astype(np.int32)
             node.replace_input_with(2, self._weights(node, sums, products, "bias", 0))
-        # Runtimes have int8 convolutions between 8 bits and 8 bits only, and dense layers with a ReLU likewise.
+        # Runtimes have int8 convolutions only from 8 bits to 8 bits; the same holds for dense layers with a ReLU.
         below = only_reader(node.outputs[0])
         activated = below is not None and below.op_type == "Relu"
         if activated or node.op_type == "Conv":
@@ -218,7 +218,7 @@ def _keep_in_bytes(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _move_bytes(graph: ir.Graph) -> None:
-    """Move values about as bytes, where what is moved has one scale; drop what is widened only to be narrowed."""
+    """Move 8-bit values where all inputs of a move have one scale, and remove dequantise-quantise pairs."""
     for node in list(graph):
         if node.op_type in MOVES:
             varying = [value for value in node.inputs if value is not None and constant(value) is None]

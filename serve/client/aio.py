@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serve.client.options import Options
 from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
-from serve.engine import Images
+from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
@@ -20,7 +20,7 @@ Reply = TypeVar("Reply")
 
 
 class AsyncModel(Served):
-    """A model on a server. All its methods raise RemoteError."""
+    """A model on a server: `RemoteModel` for asyncio."""
 
     def __init__(self, client: AsyncClient, model: wire.Model) -> None:
         super().__init__(model)
@@ -29,21 +29,21 @@ class AsyncModel(Served):
     async def sample(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
     ) -> Images:
-        """Return up to `batch` samples of a seed: uint8 [count, height, width, channels]."""
-        request = wire.SampleRequest(range=self._range(seed, start, count, temperature, priority))
-        reply = await self._client.call(lambda stub, more: stub.Sample(request, **more), self)
-        return self._images(reply.chunk)
+        """As `RemoteModel.sample`."""
+        wanted = self._range(seed, start, count, temperature, priority)
+        if not 1 <= count <= self.batch:
+            return self._joined([self._images(chunk) async for chunk in self._chunks(wanted)])
+        request = wire.SampleRequest(range=wanted)
+        return self._images((await self._client.call(lambda stub, more: stub.Sample(request, **more), self)).chunk)
 
     async def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
-        """Return the pictures of noise [n, noise_size], n up to `batch`: uint8 [n, height, width, channels]."""
-        request = self._noise(noise, priority)
-        reply = await self._client.call(lambda stub, more: stub.Decode(request, **more), self)
-        return self._images(reply.chunk)
+        """As `RemoteModel.decode`."""
+        return self._joined([await self._decode(request) for request in self._requests(noise, priority)])
 
     async def stream(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
     ) -> AsyncGenerator[tuple[int, Images]]:
-        """Yield (first index, images) for a range of any length, in order."""
+        """As `RemoteModel.stream`."""
         wanted = self._range(seed, start, count, temperature, priority)
         async for chunk in self._chunks(wanted):
             yield chunk.start, self._images(chunk)
@@ -57,11 +57,14 @@ class AsyncModel(Served):
         priority: Priority | None = None,
         encoding: Encoding = "png",
     ) -> AsyncGenerator[tuple[int, bytes]]:
-        """Yield (index, a file's bytes) for a range of any length, in order; the server encodes."""
+        """As `RemoteModel.files`."""
         wanted = self._range(seed, start, count, temperature, priority, encoding)
         async for chunk in self._chunks(wanted):
             for each in self._files(chunk):
                 yield each
+
+    async def _decode(self, request: wire.DecodeRequest) -> Images:
+        return self._images((await self._client.call(lambda stub, more: stub.Decode(request, **more), self)).chunk)
 
     async def _chunks(self, wanted: wire.Range) -> AsyncGenerator[wire.Chunk]:
         tries = Streaming(self._client, self, wanted)
@@ -71,7 +74,7 @@ class AsyncModel(Served):
                 try:
                     async for reply in call:
                         yield tries.take(reply.chunk)
-                        tries.be_patient()  # whoever reads may have been away for long
+                        tries.be_patient()  # the reader may have taken long over these images
                 finally:
                     call.cancel()
             await self._client.wait(tries.pause)

@@ -38,12 +38,12 @@ class Options:
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
-        """What goes with each call."""
+        """The metadata of each call."""
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
     @property
     def channel_options(self) -> list[tuple[str, Any]]:
-        """What gRPC is told of the connection."""
+        """The arguments of gRPC's channel."""
         options: list[tuple[str, Any]] = [
             # Each client has a connection of its own; gRPC would give all of a process the same one.
             ("grpc.use_local_subchannel_pool", 1),

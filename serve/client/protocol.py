@@ -7,7 +7,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, Literal, TypeVar
 
 import grpc
@@ -18,7 +19,6 @@ from grpc_status import rpc_status
 
 from serve.card import Card
 from serve.client.options import Options
-from serve.engine import Images
 from serve.errors import (
     Broken,
     BundleError,
@@ -32,6 +32,7 @@ from serve.errors import (
     TimedOut,
     Unreachable,
 )
+from serve.model import Images, as_noise, check_sampling
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 Encoding = Literal["png", "jpeg", "webp"]
@@ -93,7 +94,7 @@ class Tries:
         self.pause = 0.0
         self._connection = connection
         self._model = model
-        # An address where nobody ever answered is more likely wrong than away.
+        # An address that never answered is more likely wrong than away for a while.
         self._seconds = connection.options.patience if connection.met else 0.0
         self.be_patient()
 
@@ -241,7 +242,7 @@ class Served:
         version: A whole number, as text.
         card: What it says of itself.
         digest: SHA-256 of the model file. Every request names it, so that no other model can answer.
-        batch: The most samples that one call of `sample` or `decode` gives.
+        batch: The most samples that the server puts into one message.
     """
 
     def __init__(self, model: wire.Model) -> None:
@@ -263,36 +264,31 @@ class Served:
         priority: Priority | None,
         encoding: str = "raw",
     ) -> wire.Range:
-        try:
-            return wire.Range(
-                model=self.name,
-                version=self.digest,
-                seed=seed,
-                start=start,
-                count=count,
-                temperature=temperature,
-                encoding=_among(ENCODINGS, encoding),
-                priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
-            )
-        except (ValueError, TypeError):
-            raise Rejected(
-                "seed, start and count must be whole numbers from 0, below 2^64, and temperature a number. "
-                f"Received: {seed}, {start}, {count}, {temperature}"
-            ) from None
-
-    def _noise(self, noise: npt.ArrayLike, priority: Priority | None) -> wire.DecodeRequest:
-        try:
-            values = np.ascontiguousarray(noise, "<f4")
-        except (ValueError, TypeError) as error:
-            raise Rejected(f"noise must be numbers of the shape [n, {self.card.noise_size}]: {error}") from None
-        if values.ndim != 2 or values.shape[1] != self.card.noise_size:
-            raise Rejected(f"noise must have the shape [n, {self.card.noise_size}]. Received: {list(values.shape)}")
-        return wire.DecodeRequest(
+        with _rejecting():
+            check_sampling(seed, start, count, temperature)
+        return wire.Range(
             model=self.name,
             version=self.digest,
-            noise=values.tobytes(),
+            seed=seed,
+            start=start,
+            count=count,
+            temperature=temperature,
+            encoding=_among(ENCODINGS, encoding),
             priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
         )
+
+    def _requests(self, noise: npt.ArrayLike, priority: Priority | None) -> list[wire.DecodeRequest]:
+        """Return what asks for the images of noise, as many samples in a message as it holds."""
+        with _rejecting():
+            values = as_noise(noise, self.card.noise_size).astype("<f4", copy=False)
+        rank = _among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED
+        parts = [values[at : at + self.batch].tobytes() for at in range(0, len(values), self.batch)]
+        return [wire.DecodeRequest(model=self.name, version=self.digest, noise=part, priority=rank) for part in parts]
+
+    def _joined(self, parts: Sequence[Images]) -> Images:
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([np.empty((0, *self.card.image_shape), np.uint8), *parts])
 
     def _images(self, chunk: wire.Chunk) -> Images:
         self._check(chunk)
@@ -316,6 +312,15 @@ class Served:
         return Changed(f"the server changed the model {self.name} meanwhile; run the command again")
 
 
+@contextmanager
+def _rejecting() -> Iterator[None]:
+    """Raise what a check of arguments says as the client's own error."""
+    try:
+        yield
+    except ValueError as error:
+        raise Rejected(str(error)) from None
+
+
 def _among(words: dict[str, Any], word: str) -> Any:
     if word not in words:
         raise Rejected(
@@ -328,8 +333,8 @@ def choose(address: str, models: Sequence[wire.Model], name: str, version: str) 
     """Return the model called `name`, or the only one; its newest version where none is asked for.
 
     Raises:
-        Rejected: there is none of the name, or several.
-        Unreachable: there is none yet.
+        Rejected: no model has that name, or there are several and none is named.
+        Unreachable: the server has no model yet.
     """
     if not models:
         raise Unreachable(f"the server at {address} has no model ready yet; run the command again in a moment")

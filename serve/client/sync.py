@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from serve.client.options import Options
 from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
-from serve.engine import Images
+from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 
@@ -19,7 +19,11 @@ Reply = TypeVar("Reply")
 
 
 class RemoteModel(Served):
-    """A model on a server. All its methods raise RemoteError."""
+    """A model on a server: a `serve.model.GenerativeModel`, all of whose errors are RemoteErrors.
+
+    A wrong argument is Rejected, which is a ValueError too. `priority` is the caller's share of a busy server, by
+    default "interactive" up to `batch` samples and "bulk" for a stream.
+    """
 
     def __init__(self, client: Client, model: wire.Model) -> None:
         super().__init__(model)
@@ -28,19 +32,21 @@ class RemoteModel(Served):
     def sample(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
     ) -> Images:
-        """Return up to `batch` samples of a seed: uint8 [count, height, width, channels]."""
-        request = wire.SampleRequest(range=self._range(seed, start, count, temperature, priority))
+        """As `GenerativeModel.sample`; more than `batch` samples come as a stream."""
+        wanted = self._range(seed, start, count, temperature, priority)
+        if not 1 <= count <= self.batch:
+            return self._joined([self._images(chunk) for chunk in self._chunks(wanted)])
+        request = wire.SampleRequest(range=wanted)
         return self._images(self._client.call(lambda stub, more: stub.Sample(request, **more), self).chunk)
 
     def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
-        """Return the pictures of noise [n, noise_size], n up to `batch`: uint8 [n, height, width, channels]."""
-        request = self._noise(noise, priority)
-        return self._images(self._client.call(lambda stub, more: stub.Decode(request, **more), self).chunk)
+        """As `GenerativeModel.decode`; more than `batch` samples are several calls."""
+        return self._joined([self._decode(request) for request in self._requests(noise, priority)])
 
     def stream(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
     ) -> Iterator[tuple[int, Images]]:
-        """Yield (first index, images) for a range of any length, in order."""
+        """As `GenerativeModel.stream`."""
         wanted = self._range(seed, start, count, temperature, priority)
         for chunk in self._chunks(wanted):
             yield chunk.start, self._images(chunk)
@@ -59,6 +65,9 @@ class RemoteModel(Served):
         for chunk in self._chunks(wanted):
             yield from self._files(chunk)
 
+    def _decode(self, request: wire.DecodeRequest) -> Images:
+        return self._images(self._client.call(lambda stub, more: stub.Decode(request, **more), self).chunk)
+
     def _chunks(self, wanted: wire.Range) -> Iterator[wire.Chunk]:
         tries = Streaming(self._client, self, wanted)
         while tries.left:
@@ -67,7 +76,7 @@ class RemoteModel(Served):
                 try:
                     for reply in call:
                         yield tries.take(reply.chunk)
-                        tries.be_patient()  # whoever reads may have been away for long
+                        tries.be_patient()  # the reader may have taken long over these images
                 finally:
                     call.cancel()
             self._client.wait(tries.pause)

@@ -39,7 +39,7 @@ class AdminService(rpc.AdminServiceServicer):
         try:
             model = await self._loader.load(path)
         except ServeError as error:
-            # Where the folder is, is nobody's business.
+            # A caller must not learn where the folder is.
             text = str(error).replace(one_line(str(path)), path.name)
             raise Refusal(Code.FAILED_PRECONDITION, text) from None
         return wire.LoadModelResponse(model=model.name, version=str(model.version), digest=model.digest)

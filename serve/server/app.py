@@ -18,10 +18,10 @@ from grpc_reflection.v1alpha import reflection
 from serve.bundle import DEFAULT, Bundle
 from serve.errors import ServeError, SettingsError
 from serve.server import admin, health, inference, sampling
-from serve.server.batcher import Budget
+from serve.server.batcher import Backend, Budget
 from serve.server.folder import Loader, engines
 from serve.server.gate import Gate
-from serve.server.models import Registry, Sampler
+from serve.server.models import Registry
 from serve.server.security import Tokens, credentials
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry, no_span, tracing
@@ -46,7 +46,7 @@ class App:
         SettingsError: a file or an address that cannot be used.
     """
 
-    def __init__(self, settings: Settings, opened: Callable[[Bundle], Sequence[Sampler]] | None = None) -> None:
+    def __init__(self, settings: Settings, opened: Callable[[Bundle], Sequence[Backend]] | None = None) -> None:
         self._settings = settings
         tokens = Tokens(settings.tokens) if settings.tokens else None
         secure = credentials(settings)
@@ -91,7 +91,7 @@ class App:
         """Answer calls, load the models, and only then be ready.
 
         Raises:
-            ServeError: a model that was named cannot be served, or the folder has none that can and nobody watches it.
+            ServeError: a model that was named cannot be served, or the folder has none that can and is not watched.
         """
         await self._server.start()
         try:
@@ -105,7 +105,7 @@ class App:
         """Say that nothing more is taken, finish what was accepted within so many seconds, and end the rest."""
         self._stopping = True
         self._tell_health()
-        # Calls that are on their way are told; gRPC would cut them off without a reason.
+        # Calls that are on their way get a reason; gRPC would cut them off without one.
         self.gate.stopping = True
         if grace:
             await asyncio.sleep(LINGER)
@@ -131,7 +131,7 @@ async def load_models(settings: Settings, loader: Loader, registry: Registry) ->
     """Load what the settings name.
 
     Raises:
-        ServeError: a model that was named cannot be served, or the folder has none that can and nobody watches it.
+        ServeError: a model that was named cannot be served, or the folder has none that can and is not watched.
     """
     if settings.models:
         if not settings.models.is_dir():

@@ -25,7 +25,8 @@ from typing import Protocol
 
 import numpy as np
 
-from serve.engine import Images
+from serve.card import Card
+from serve.model import Images
 from serve.noise import Noise
 from serve.server.refusal import Code, Refusal, invalid
 
@@ -37,18 +38,29 @@ PROBE_SECONDS = 1.0  # between two looks at an engine that failed
 LONGEST_RETRY = 30.0  # seconds
 
 
-class Device(Protocol):
-    """What the batcher needs of an engine."""
+class Backend(Protocol):
+    """What a server needs of an engine.
+
+    Attributes:
+        card: What the model says of itself.
+        digest: SHA-256 of the model file.
+        device: Where it runs, such as "cpu" or "cuda:0".
+    """
+
+    card: Card
+    digest: str
+    device: str
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """The most samples that `compute` takes."""
 
     def compute(self, noise: Noise) -> Images:
         """Return the images of noise [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels]."""
 
 
-class Watcher(Protocol):
-    """Who is told what the batcher does."""
+class BatchObserver(Protocol):
+    """Whoever measures what the batcher does."""
 
     def computed(self, samples: int, waits: Sequence[float], seconds: float) -> None:
         """Take note of a batch: its samples, how long each part of it waited, how long it computed."""
@@ -141,30 +153,30 @@ class Batcher:
         budget: Shared by all batchers of a server.
         sample_bytes: Bytes of one picture.
         delay: Seconds that a batch which is not full may wait for more.
-        watcher: Told of each batch.
+        observer: Takes note of each batch.
         probe: Noise [batch, noise_size] that an engine which works has pictures for.
         changed: Called on the event loop when `working` may have changed.
     """
 
     def __init__(
         self,
-        engines: Sequence[Device],
+        engines: Sequence[Backend],
         budget: Budget,
         sample_bytes: int,
         delay: float,
-        watcher: Watcher,
+        observer: BatchObserver,
         probe: Noise,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._engines = engines
         self._probe = probe
         self._tell = changed
-        self._failing: set[Device] = set()
+        self._failing: set[Backend] = set()
         self._live: set[Request] = set()
         self._budget = budget
         self._sample_bytes = sample_bytes
         self._delay = delay
-        self._watcher = watcher
+        self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._changed = threading.Condition()
         self._heap: list[tuple[float, int, int, Request]] = []
@@ -284,23 +296,23 @@ class Batcher:
             request.arrived.set()
 
     def _lose(self, pieces: list[Piece], problem: Exception) -> None:
-        """End the requests of a batch that failed; where the queue failed, all: nobody knows whose turn it was."""
+        """End the requests of a batch that failed; where the queue itself failed, end all of them."""
         self._fail({piece.request for piece in pieces} or set(self._live), problem)
 
-    def _is_failing(self, engine: Device, problem: Exception) -> None:
+    def _is_failing(self, engine: Backend, problem: Exception) -> None:
         """Go on without an engine, on the event loop."""
         self._failing.add(engine)
         if not self.working:
             self._fail(set(self._live), problem)
         self._tell()
 
-    def _is_working(self, engine: Device) -> None:
+    def _is_working(self, engine: Backend) -> None:
         self._failing.discard(engine)
         self._tell()
 
     # What follows runs in the engines' threads.
 
-    def _work(self, engine: Device) -> None:
+    def _work(self, engine: Backend) -> None:
         pieces: list[Piece] = []
         while True:
             try:
@@ -308,21 +320,21 @@ class Batcher:
                     self._compute(engine, pieces)
                     pieces = []
                 return
-            except Exception as error:  # whatever it is, the thread outlives it, and nobody waits for what it had
+            except Exception as error:  # the thread outlives any error, and its requests end instead of waiting
                 self._loop.call_soon_threadsafe(self._lose, pieces, error)
                 if not self._outlive(engine):
                     return
 
-    def _compute(self, engine: Device, pieces: list[Piece]) -> None:
+    def _compute(self, engine: Backend, pieces: list[Piece]) -> None:
         began = time.monotonic()
         images = engine.compute(_noise(pieces))
         seconds = time.monotonic() - began
         self._loop.call_soon_threadsafe(self._deliver, pieces, images)
         rate = len(images) / max(seconds, 1e-9)
         self._rate = RATE_MEMORY * (self._rate or rate) + (1 - RATE_MEMORY) * rate
-        self._watcher.computed(len(images), [piece.waited for piece in pieces], seconds)
+        self._observer.computed(len(images), [piece.waited for piece in pieces], seconds)
 
-    def _outlive(self, engine: Device) -> bool:
+    def _outlive(self, engine: Backend) -> bool:
         """Wait until an engine computes the probe; tell whether it did before the end."""
         failing = False
         while True:

@@ -14,6 +14,13 @@ import click
 from serve.server.settings import LISTEN, Settings
 
 FILE = click.Path(path_type=Path)
+_SETTINGS = Settings()
+# By option, each in its option's unit.
+DEFAULTS = vars(_SETTINGS) | {
+    "max_delay": _SETTINGS.max_delay * 1000,
+    "queue_bytes": _SETTINGS.queue_bytes >> 20,
+    "message_bytes": _SETTINGS.message_bytes >> 20,
+}
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -34,7 +41,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 
 
 @click.command(
-    context_settings={"show_default": True, "max_content_width": 110, "auto_envvar_prefix": "SERVE_VAE"},
+    context_settings={
+        "show_default": True,
+        "max_content_width": 110,
+        "auto_envvar_prefix": "SERVE_VAE",
+        "default_map": DEFAULTS,
+    },
     epilog="Every option can also be set by an environment variable: --max-batch 64 by SERVE_VAE_MAX_BATCH=64.",
 )
 @click.version_option(package_name="balanced-vae")
@@ -53,7 +65,6 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--watch",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=0.0,
     help="How often to look for changes in the folder of --models; 0: never.",
 )
 @click.option("--admin", is_flag=True, help="Let callers load and unload models of the folder of --models.")
@@ -62,21 +73,25 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--device",
     metavar="NAME",
     multiple=True,
-    default=("auto",),
     help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: the first available. Repeatable: models "
     "then run on each.",
 )
 @click.option(
-    "--threads", metavar="N", type=click.IntRange(0, 1024), default=0, help="CPU threads of each device; 0: all cores."
+    "--threads",
+    metavar="N",
+    type=click.IntRange(0, 1024),
+    help="CPU threads of each device; 0: all cores.",
 )
 @click.option(
-    "--max-batch", metavar="N", type=click.IntRange(0, 4096), default=0, help="Largest batch; 0: the device's own."
+    "--max-batch",
+    metavar="N",
+    type=click.IntRange(0, 4096),
+    help="Largest batch; 0: the device's own.",
 )
 @click.option(
     "--max-delay",
     metavar="MS",
     type=click.FloatRange(0, 10_000),
-    default=1.0,
     callback=_milliseconds,
     help="How long a batch that is not full waits for more requests, in milliseconds.",
 )
@@ -87,14 +102,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--queue-samples",
     metavar="N",
     type=click.IntRange(1),
-    default=16384,
     help="Most samples that may wait or be in work for all callers; further requests are refused.",
 )
 @click.option(
     "--queue-bytes",
     metavar="MIB",
     type=click.IntRange(8),
-    default=256,
     callback=_mebibytes,
     help="Most MiB of pictures held for all callers; further requests are refused.",
 )
@@ -102,14 +115,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--max-requests",
     metavar="N",
     type=click.IntRange(1),
-    default=2048,
     help="Most requests of all callers at a time; further ones are refused.",
 )
 @click.option(
     "--message-bytes",
     metavar="MIB",
     type=click.IntRange(1, 1024),
-    default=4,
     callback=_mebibytes,
     help="Largest message accepted from a client, in MiB.",
 )
@@ -117,49 +128,42 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--streams",
     metavar="N",
     type=click.IntRange(1),
-    default=1024,
     help="Most requests at a time on one connection; more wait in the client.",
 )
 @click.option(
     "--stall",
     metavar="SECONDS",
     type=click.FloatRange(0.1, 3600),
-    default=10.0,
     help="How long a client may read nothing while others need its room; then its connection is closed.",
 )
 @click.option(
     "--keepalive",
     metavar="SECONDS",
     type=click.FloatRange(10, 86400),
-    default=60.0,
     help="How often to ask a silent connection whether its client is alive.",
 )
 @click.option(
     "--connection-idle",
     metavar="SECONDS",
     type=click.FloatRange(1, 86400),
-    default=600.0,
     help="Close a connection after this long without a request.",
 )
 @click.option(
     "--connection-age",
     metavar="SECONDS",
     type=click.FloatRange(0, 86400),
-    default=0.0,
     help="Have clients reconnect after this long, so that a load balancer can spread them; 0: never.",
 )
 @click.option(
     "--grace",
     metavar="SECONDS",
     type=click.FloatRange(0, 3600),
-    default=30.0,
     help="How long accepted requests may take to finish after SIGTERM.",
 )
 # Security
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    default=LISTEN,
     callback=_address,
     help="Address to listen on; unix:PATH is a socket, port 0 any free port.",
 )
@@ -177,12 +181,11 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
-    default="",
     show_default=False,
     callback=_address,
     help="Serve Prometheus metrics over HTTP at this address.",
 )
-@click.option("--log-format", type=click.Choice(("text", "json")), default="text", help="How log lines are written.")
+@click.option("--log-format", type=click.Choice(("text", "json")), help="How log lines are written.")
 @click.option("--log-requests", is_flag=True, help="Log a line at the end of each request.")
 @click.option("--otel", is_flag=True, help="Send OpenTelemetry traces to where the OTEL_* variables say.")
 @click.option("--check", is_flag=True, help="Read, validate and warm up all that a start would, print it, and exit.")

@@ -20,8 +20,8 @@ from serve.card import Card
 from serve.engine import Engine
 from serve.errors import BundleError, EngineError, ServeError, SettingsError
 from serve.noise import draw
-from serve.server.batcher import Budget
-from serve.server.models import MESSAGE_BYTES, Model, Registry, Sampler
+from serve.server.batcher import Backend, Budget
+from serve.server.models import MESSAGE_BYTES, Model, Registry
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry
 from serve.text import one_line
@@ -36,10 +36,10 @@ Result = TypeVar("Result")
 log = logging.getLogger("serve-vae")
 
 
-def engines(settings: Settings) -> Callable[[Bundle], Sequence[Sampler]]:
+def engines(settings: Settings) -> Callable[[Bundle], Sequence[Backend]]:
     """Return what opens a bundle on every device of the settings."""
 
-    def opened(bundle: Bundle) -> Sequence[Sampler]:
+    def opened(bundle: Bundle) -> Sequence[Backend]:
         made = [
             Engine(
                 bundle,
@@ -70,7 +70,7 @@ class Loader:
         settings: Devices, batches, the folder.
         registry: Where models go.
         budget: Shared by all models.
-        telemetry: Told of loads and batches.
+        telemetry: Counts loads and batches.
         opened: Opens a bundle on the devices.
     """
 
@@ -80,7 +80,7 @@ class Loader:
         registry: Registry,
         budget: Budget,
         telemetry: Telemetry,
-        opened: Callable[[Bundle], Sequence[Sampler]],
+        opened: Callable[[Bundle], Sequence[Backend]],
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -124,8 +124,8 @@ class Loader:
         bundle = await self._in_thread(load, path)
         self._check_fits(path, bundle.card, version)
         made = await self._in_thread(self._opened, bundle)
-        watcher = self._telemetry.watcher(bundle.card.name)
-        model = Model(made, version, self._budget, self._settings.max_delay, watcher, self._registry.changed)
+        observer = self._telemetry.batches(bundle.card.name)
+        model = Model(made, version, self._budget, self._settings.max_delay, observer, self._registry.changed)
         before = self._served.get(path)
         self._registry.put(model)
         if before:
@@ -213,7 +213,7 @@ class Loader:
             await asyncio.sleep(seconds)
             try:
                 await self.scan()
-            except Exception:  # a bug; whoever watches goes on watching
+            except Exception:  # a bug must not end the watching
                 log.exception("cannot keep up with the model folder; looking again in %g s", seconds)
 
     def _paths(self) -> list[Path]:

@@ -49,12 +49,12 @@ class Gate(grpc.aio.ServerInterceptor):
     """The interceptor.
 
     Args:
-        telemetry: Told of every request.
+        telemetry: Counts every request.
         tokens: Who may call; None: anybody.
         most: Requests at a time, of all callers together.
         message_bytes: The largest message that is taken.
         stall: Seconds after which a reply that has not left counts as not being read. It stays, and what it holds,
-            until somebody else needs the room.
+            until another caller needs the room.
         log_requests: Whether each request's end is a line in the log.
         span: Opens the trace's span of a call.
 
@@ -145,7 +145,7 @@ class Gate(grpc.aio.ServerInterceptor):
             if self._released and not counts:
                 code = Code.UNAVAILABLE
                 return Refusal(code, STOPPING, 1.0)
-            # The caller went, or its connection broke under a reply: nobody is there to be told.
+            # The caller went, or its connection broke under a reply: there is nobody to answer.
             code = Code.DEADLINE_EXCEEDED if _is_late(left, time.monotonic() - began) else Code.CANCELLED
             raise asyncio.CancelledError from None
         except Exception as error:  # a bug, or a device that failed: the log has it, the caller its id

@@ -11,14 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import shorten
-from typing import Protocol
 
 import numpy as np
 
-from serve.card import Card
 from serve.noise import Noise, draw
 from serve.server import memory
-from serve.server.batcher import Batcher, Budget, Device, Watcher
+from serve.server.batcher import Backend, Batcher, BatchObserver, Budget
 from serve.server.refusal import Code, Refusal
 from serve.text import quoted
 
@@ -27,14 +25,6 @@ FILE_BYTES = 1024  # that a file has beside its pixels, at most; and these may t
 MOST_NAMES = 500  # characters of names in a message
 CHUNK_BYTES = 2**19  # of a stream's messages: batches up to this, or one that is larger,
 CHUNK_MOST = 2**20  # within this
-
-
-class Sampler(Device, Protocol):
-    """What a server needs of an engine."""
-
-    card: Card
-    digest: str
-    device: str
 
 
 @dataclass(frozen=True)
@@ -71,17 +61,17 @@ class Model:
         version: A whole number.
         budget: Shared by all models.
         delay: Seconds that a batch which is not full may wait.
-        watcher: Told of each batch.
+        observer: Takes note of each batch.
         changed: Called when it begins or ceases to work.
     """
 
     def __init__(
         self,
-        engines: Sequence[Sampler],
+        engines: Sequence[Backend],
         version: int,
         budget: Budget,
         delay: float,
-        watcher: Watcher,
+        observer: BatchObserver,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.card = engines[0].card
@@ -92,7 +82,7 @@ class Model:
         sample_bytes = math.prod(self.card.image_shape)
         self.limits = Limits.of(self.batch, sample_bytes)
         probe = draw(0, 0, max(engine.batch for engine in engines), self.card.noise_size)
-        self.batcher = Batcher(engines, budget, sample_bytes, delay, watcher, probe, changed)
+        self.batcher = Batcher(engines, budget, sample_bytes, delay, observer, probe, changed)
 
     @property
     def working(self) -> bool:

@@ -6,16 +6,13 @@ import math
 import time
 from typing import Any
 
-import numpy as np
-
-from serve.noise import INDICES, Noise
+from serve.model import check_noise, check_sampling
+from serve.noise import Noise
 from serve.server.batcher import Request
 from serve.server.models import Model
 from serve.server.refusal import invalid
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
-MOST_TEMPERATURE = 100.0
-MOST_NOISE = 1000.0  # the hottest noise that a seed gives stays below it
 RAW = (wire.ENCODING_UNSPECIFIED, wire.ENCODING_RAW)
 PRIORITIES = {wire.PRIORITY_INTERACTIVE: "interactive", wire.PRIORITY_BULK: "bulk"}
 
@@ -29,10 +26,10 @@ def range_request(model: Model, wanted: wire.Range, context: Any, one_message: b
     temperature, limits = temperature_of(wanted), model.limits
     if not wanted.count:
         raise invalid("count must be 1 or more. Received: 0")
-    if wanted.start + wanted.count > INDICES:
-        raise invalid(f"start + count must be 2^63 or less. Received: {wanted.start} + {wanted.count}")
-    if not 0 <= temperature <= MOST_TEMPERATURE:  # nor NaN
-        raise invalid(f"temperature must be from 0 to {MOST_TEMPERATURE:.0f}. Received: {temperature}")
+    try:
+        check_sampling(wanted.seed, wanted.start, wanted.count, temperature)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     most = most_in_a_message(model, wanted.encoding)
     if one_message and wanted.count > most:
         text = f"count must be {most} or less in one message. Received: {wanted.count}"
@@ -52,9 +49,10 @@ def noise_request(model: Model, noise: Noise, context: Any, priority: str, encod
     most = most_in_a_message(model, encoding)
     if not 1 <= len(noise) <= most:
         raise invalid(f"noise must be for 1 to {most} samples. Received: {len(noise)}")
-    largest = np.abs(noise).max()
-    if not largest <= MOST_NOISE:  # nor NaN
-        raise invalid(f"noise must be finite and within {MOST_NOISE:.0f} of 0. Received: {largest}")
+    try:
+        check_noise(noise)
+    except ValueError as error:
+        raise invalid(str(error)) from None
     count = len(noise)
     return Request(lambda at, n: noise[at : at + n], count, count, 1, priority, deadline(context))
 

@@ -13,17 +13,10 @@ from typing import Any
 import numpy as np
 
 from serve.encoding import encode
-from serve.engine import Images
+from serve.model import MOST_NOISE, MOST_TEMPERATURE, Images
 from serve.server.models import Model, Registry
 from serve.server.refusal import invalid
-from serve.server.requests import (
-    MOST_NOISE,
-    MOST_TEMPERATURE,
-    noise_request,
-    priority,
-    range_request,
-    temperature_of,
-)
+from serve.server.requests import noise_request, priority, range_request, temperature_of
 from serve.server.security import CALLER
 from serve.server.telemetry import Telemetry
 from serve.server.wire import with_pixels

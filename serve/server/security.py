@@ -206,7 +206,7 @@ class Tokens:
 
 
 def new_token(path: Path, name: str) -> str:
-    """Make a token, add its hash to a file, and return it: nobody can find it again.
+    """Make a token, add its hash to a file, and return it. It cannot be recovered from the file.
 
     Raises:
         SettingsError: the name is taken or cannot be one, or the file cannot be written.

@@ -59,12 +59,12 @@ class Telemetry:
         for result in ("loaded", "refused"):
             self.loads.labels(result)  # at zero, so that the first one is seen to be an increase
 
-    def watcher(self, model: str) -> BatchWatcher:
-        """Return what a model's batches are told to."""
-        return BatchWatcher(self, model)
+    def batches(self, model: str) -> BatchMetrics:
+        """Return the metrics of one model's batches."""
+        return BatchMetrics(self, model)
 
     def collect_from(self, registry: Registry, budget: Budget) -> None:
-        """Also show what is served, and how much of the budget is held, whenever somebody looks."""
+        """Also show what is served, and how much of the budget is held, at each scrape."""
         self.metrics.register(State(registry, budget))
 
     def listen(self, address: str) -> None:
@@ -81,8 +81,8 @@ class Telemetry:
         log.info("metrics at http://%s:%d/metrics", host, server.server_port)
 
 
-class BatchWatcher:
-    """Counts one model's batches."""
+class BatchMetrics:
+    """The metrics of one model's batches."""
 
     def __init__(self, telemetry: Telemetry, model: str) -> None:
         self._samples = telemetry.samples.labels(model)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from google.protobuf.message import Message
 
-from serve.engine import Images
+from serve.model import Images
 
 LENGTH_DELIMITED = 2  # the wire type of bytes and of messages
 

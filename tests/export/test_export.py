@@ -22,11 +22,11 @@ from export.chain import build
 from export.cli import main
 from export.convert import convert
 from export.errors import LimitError, VerificationError
+from export.exportable import Exportable, from_bundle, from_run
 from export.passes import optimise
 from export.passes.graph import constant
 from export.pipeline import Limits, export
-from export.session import Graph
-from export.source import Source, from_bundle, from_run
+from export.session import decoder
 from serve.bundle import load
 from serve.card import Card
 from serve.engine import Engine
@@ -93,7 +93,7 @@ def test_the_graph_computes_what_the_run_does(smoke_run: Path, prior: str, mode:
     if prior == "second-stage":
         latents = np.asarray(run.load_networks(2).get_layer("decoder")(noise)) * constants.scale + constants.shift
     wanted = np.round(np.asarray(run.load_networks(1).get_layer("decoder")(latents)) * 255)
-    assert np.abs(Graph(model)(noise).astype(int) - wanted).max() <= 1
+    assert np.abs(decoder(model)(noise).astype(int) - wanted).max() <= 1
 
 
 def test_normalisation_gives_samples_the_aggregates_moments() -> None:
@@ -143,8 +143,8 @@ def test_weights_stored_as_float16_are_half_the_file(smoke_run: Path, smoke_bund
 
 
 def test_latents_come_out_beside_images(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
-    source = from_run(smoke_run, "second-stage", "scalar", True, {"name": "both"})
-    (bundle,) = export(source, {"fp32": tmp_path / "both.onnx"})
+    exportable = from_run(smoke_run, "both", with_latents=True)
+    (bundle,) = export(exportable, {"fp32": tmp_path / "both.onnx"})
     outputs = [
         (value.name, value.type.tensor_type.elem_type) for value in onnx.load(tmp_path / "both.onnx").graph.output
     ]
@@ -155,35 +155,35 @@ def test_latents_come_out_beside_images(smoke_run: Path, smoke_bundle: Path, tmp
 
 
 @pytest.fixture
-def source(smoke_bundle: Path) -> Source:
-    return from_bundle(smoke_bundle, {"name": "again"})
+def exportable(smoke_bundle: Path) -> Exportable:
+    return from_bundle(smoke_bundle, "again")
 
 
-def test_a_graph_that_computes_something_else_is_refused(source: Source, tmp_path: Path) -> None:
-    other = dataclasses.replace(source, original=lambda noise: 255 - source.original(noise))
+def test_a_graph_that_computes_something_else_is_refused(exportable: Exportable, tmp_path: Path) -> None:
+    other = dataclasses.replace(exportable, reference=lambda noise: 255 - exportable.reference(noise))
     with pytest.raises(VerificationError, match="grey levels"):
         export(other, {"fp32": tmp_path / "x.onnx"})
     assert not list(tmp_path.iterdir())
 
 
-def test_a_graph_that_overflows_is_refused(source: Source) -> None:
+def test_a_graph_that_overflows_is_refused(exportable: Exportable) -> None:
     """Noise beyond what the usual samples hold has to give numbers too."""
-    optimise(source.model)
-    first = next(node for node in source.model.graph if node.op_type == "Gemm")
+    optimise(exportable.model)
+    first = next(node for node in exportable.model.graph if node.op_type == "Gemm")
     kernel = constant(first.inputs[1])
     assert kernel is not None
     huge = kernel.copy()
     huge[0] = np.where(huge[0] > 0, 3e37, -3e37)
     first.inputs[1].const_value = ir.tensor(huge)  # type: ignore[union-attr]
-    graph = Graph(source.model)
+    graph = decoder(exportable.model)
     with pytest.raises(VerificationError, match="8 sigma"):
-        verify(pack(source.model, source.card), graph, "itself")
+        verify(pack(exportable.model, exportable.card), graph, "itself")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_precisions_are_measured_against_fp32(source: Source, tmp_path: Path, precision: str) -> None:
+def test_precisions_are_measured_against_fp32(exportable: Exportable, tmp_path: Path, precision: str) -> None:
     outs = {"fp32": tmp_path / "fp32.onnx", precision: tmp_path / "other.onnx"}
-    export(source, outs, limits=Limits(count=300, mean=1.0))
+    export(exportable, outs, limits=Limits(count=300, mean=1.0))
     cards: list[Card] = [load(path).card for path in outs.values()]
     assert [card.name for card in cards] == ["again-fp32", f"again-{precision}"]
     found = cards[1].difference
@@ -198,11 +198,11 @@ def test_precisions_are_measured_against_fp32(source: Source, tmp_path: Path, pr
     assert ("QuantizeLinear" in kinds and "DequantizeLinear" in kinds) if precision == "int8" else "Cast" in kinds
 
 
-def test_int8_keeps_layers_float_to_stay_within_the_limit(source: Source, tmp_path: Path) -> None:
+def test_int8_keeps_layers_float_to_stay_within_the_limit(exportable: Exportable, tmp_path: Path) -> None:
     cards = []
     for limit in (255.0, 0.1):
         out = tmp_path / f"{limit}.onnx"
-        export(source, {"int8": out}, limits=Limits(count=200, mean=limit))
+        export(exportable, {"int8": out}, limits=Limits(count=200, mean=limit))
         cards.append(load(out).card)
     loose, tight = (card.difference for card in cards)
     assert loose["float_layers"] == []
@@ -210,15 +210,17 @@ def test_int8_keeps_layers_float_to_stay_within_the_limit(source: Source, tmp_pa
     assert tight["mean"] <= 0.1 < loose["mean"]
 
 
-def test_beyond_the_limits_nothing_is_written(source: Source, tmp_path: Path) -> None:
+def test_beyond_the_limits_nothing_is_written(exportable: Exportable, tmp_path: Path) -> None:
     with pytest.raises(LimitError, match="--limit-mean"):
-        export(source, {"fp32": tmp_path / "a.onnx", "int8": tmp_path / "b.onnx"}, limits=Limits(count=50, mean=1e-6))
+        export(
+            exportable, {"fp32": tmp_path / "a.onnx", "int8": tmp_path / "b.onnx"}, limits=Limits(count=50, mean=1e-6)
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_int8_samples_do_not_depend_on_the_processor(source: Source, tmp_path: Path) -> None:
+def test_int8_samples_do_not_depend_on_the_processor(exportable: Exportable, tmp_path: Path) -> None:
     """Two products of a weight and an activation have to fit into 16 bits, where x86 without VNNI adds them."""
-    export(source, {"int8": tmp_path / "x.onnx"}, limits=Limits(count=50, mean=255))
+    export(exportable, {"int8": tmp_path / "x.onnx"}, limits=Limits(count=50, mean=255))
     model = ir.load(tmp_path / "x.onnx")
     weights = [
         value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None
@@ -243,10 +245,10 @@ def tiny_extractor(tmp_path: Path) -> Path:
 
 
 def test_the_frechet_distance_is_kept_within_its_limit(
-    source: Source, pictures: Path, tmp_path: Path, tiny_extractor: Path
+    exportable: Exportable, pictures: Path, tmp_path: Path, tiny_extractor: Path
 ) -> None:
     limits = Limits(count=300, mean=255, shift=1e9, features=tiny_extractor, pictures=pictures)
-    export(source, {"int8": tmp_path / "x.onnx"}, limits=limits)
+    export(exportable, {"int8": tmp_path / "x.onnx"}, limits=limits)
     found = load(tmp_path / "x.onnx").card.difference
     words = [
         "--data",
@@ -268,7 +270,7 @@ def test_the_frechet_distance_is_kept_within_its_limit(
     assert record["value"] > 0
     strict = dataclasses.replace(limits, shift=0.0)
     with pytest.raises(LimitError, match="--limit-fd"):
-        export(source, {"int8": tmp_path / "y.onnx"}, limits=strict)
+        export(exportable, {"int8": tmp_path / "y.onnx"}, limits=strict)
 
 
 def test_the_same_run_gives_the_same_bytes(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
@@ -303,7 +305,7 @@ def test_a_card_has_room_for_the_newest_measurements_of_this_model(smoke_run: Pa
     records = [{"metric": "FD", "set": "REC", "value": float(n), "reference": {"read": "x" * 500}} for n in range(100)]
     snapshots = [{**each, "epoch": 5} for each in records]
     (run / "metrics.json").write_text(json.dumps(records + snapshots))
-    card = from_run(run, "second-stage", "scalar", False, {"name": "measured"}, said.append).card
+    card = from_run(run, "measured", say=said.append).card
     assert 30 < len(card.metrics) < 100
     assert card.metrics == records[-len(card.metrics) :]
     assert said == [f"the card has room for the {len(card.metrics)} newest of 100 measurements; the run keeps all"]

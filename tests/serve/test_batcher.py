@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import Client, Engine, load
-from serve.engine import Images
+from serve.model import Images
 from serve.noise import Noise
 from serve.server.batcher import Batcher, Budget, Request
 from serve.server.models import Limits, Registry

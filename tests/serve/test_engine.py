@@ -22,7 +22,8 @@ from serve import Engine, EngineError, load
 from serve.bundle import Bundle, check, metadata
 from serve.card import Card
 from serve.devices import AUTO, NVIDIA_DRIVER, Device, candidates, open_session, parse, providers, refused, runtime
-from serve.engine import Binding, Images, sizes
+from serve.engine import Binding, sizes
+from serve.model import Images
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
 
@@ -240,8 +241,8 @@ def test_noise_of_another_kind_is_refused(faces: Engine) -> None:
     for wrong in (noise, noise[:0], noise[:2].astype(np.float64), noise[:2, 1:], noise[0]):
         with pytest.raises(ValueError, match=r"float32 \[1 to 8, 64\]. Received: float"):
             faces.compute(wrong)
-    assert faces.run(noise[:0]).shape == (0, 64, 64, 3)
-    assert len(faces.run(noise)) == 9
+    assert faces.decode(noise[:0]).shape == (0, 64, 64, 3)
+    assert len(faces.decode(noise)) == 9
 
 
 def test_threads_may_compute_together(faces: Engine) -> None:

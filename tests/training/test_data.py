@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import draw_faces
-from training.data.dataset import Dataset, Splits, load
-from training.data.images import Report
+from training.data.dataset import Dataset, Splits, load_data
+from training.data.splits import Report
 from training.errors import DataError
 from training.recipes import recipe
 
@@ -69,7 +69,7 @@ OFFICIAL = "".join(f"{number:06d}.jpg {0 if number <= 6 else 1 if number <= 10 e
 
 @pytest.mark.parametrize("where", ["inside", "beside", "in the zip", "beside the zip", "csv"])
 def test_celebas_official_split(where: str, celeba: Path, tmp_path: Path) -> None:
-    whole = load(celeba, CELEBA)
+    whole = load_data(celeba, CELEBA)
     assert (whole.train.report.kind, counts(whole)) == ("pictures", [12, 0, 0])
     partition = celeba / "list_eval_partition.txt"
     partition.write_text(OFFICIAL)
@@ -83,12 +83,12 @@ def test_celebas_official_split(where: str, celeba: Path, tmp_path: Path) -> Non
     elif where == "csv":
         partition.unlink()
         (celeba / "list_eval_partition.csv").write_text("image_id,partition\n" + OFFICIAL.replace(" ", ","))
-    splits = load(data, CELEBA)
+    splits = load_data(data, CELEBA)
     assert (splits.train.report.kind, counts(splits)) == ("CelebA", [6, 4, 2])
     assert str(splits.train.report) == "6 train, 4 validation, 2 test; 0 broken, 0 ignored"
     parts = [split.images for split in (splits.train, splits.validation, splits.test) if split]
     assert np.array_equal(np.concatenate(parts), whole.train.images)
-    assert counts(load(data, replace(CELEBA, limit=3))) == [3, 4, 2]
+    assert counts(load_data(data, replace(CELEBA, limit=3))) == [3, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -108,12 +108,12 @@ def test_celebas_official_split(where: str, celeba: Path, tmp_path: Path) -> Non
 def test_a_wrong_partition_is_one_clear_error(text: str, wanted: str, celeba: Path) -> None:
     (celeba / "list_eval_partition.txt").write_text(text)
     with pytest.raises(DataError, match=wanted):
-        load(celeba, CELEBA)
+        load_data(celeba, CELEBA)
 
 
 def test_a_partition_beside_other_pictures_is_not_theirs(tmp_path: Path) -> None:
     (tmp_path / "list_eval_partition.txt").write_text(OFFICIAL)
-    assert counts(load(draw_faces(tmp_path / "mine", 5), SMOKE)) == [5, 0, 0]
+    assert counts(load_data(draw_faces(tmp_path / "mine", 5), SMOKE)) == [5, 0, 0]
 
 
 # Arrays
@@ -133,13 +133,13 @@ def test_idx_files(ending: str, tmp_path: Path) -> None:
     save_idx(folder / f"t10k-images{ending}", digits[20:])
     (folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01")
     grey = replace(SMOKE, side=32, channels=1)
-    splits = load(tmp_path / "mnist", grey)
+    splits = load_data(tmp_path / "mnist", grey)
     assert counts(splits) == [20, 0, 10]
     assert splits.train.images.shape == (20, 32, 32, 1)
     wanted = [np.asarray(Image.fromarray(digit).resize((32, 32), Image.Resampling.BILINEAR)) for digit in digits]
     parts = [splits.train.images, splits.test.images]
     assert np.array_equal(np.concatenate(parts)[..., 0], wanted)
-    colour = load(tmp_path / "mnist", replace(grey, channels=3)).train.images
+    colour = load_data(tmp_path / "mnist", replace(grey, channels=3)).train.images
     assert np.array_equal(colour, np.repeat(splits.train.images, 3, axis=3))
     assert not list((tmp_path / "xdg").rglob(".part-*"))
 
@@ -155,26 +155,26 @@ def test_damaged_idx_files(tmp_path: Path) -> None:
     ):
         file.write_bytes(data)
         with pytest.raises(DataError, match=wanted):
-            load(tmp_path, SMOKE)
+            load_data(tmp_path, SMOKE)
     file.unlink()
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-100])
     with pytest.raises(DataError, match=r"cannot read .*train-images-idx3-ubyte.gz"):
-        load(tmp_path, SMOKE)
+        load_data(tmp_path, SMOKE)
 
 
 def test_an_npy_that_fits_is_mapped_as_it_lies(tmp_path: Path, user_cache: Path) -> None:
     pictures = images(40, 16, 16, 3)
     np.save(tmp_path / "x.npy", pictures)
-    splits = load(tmp_path / "x.npy", SMOKE)
+    splits = load_data(tmp_path / "x.npy", SMOKE)
     assert isinstance(splits.train.images, np.memmap)
     assert np.array_equal(splits.train.images, pictures)
     assert not list(user_cache.glob("*.pictures"))
     assert splits.train.digest == Dataset(pictures, False, Report()).digest
-    few = load(tmp_path / "x.npy", replace(SMOKE, limit=7))
+    few = load_data(tmp_path / "x.npy", replace(SMOKE, limit=7))
     assert np.array_equal(few.train.images, pictures[:7])
     assert few.train.digest == Dataset(pictures[:7], False, Report()).digest
     np.save(tmp_path / "x.npy", pictures[::-1])
-    assert load(tmp_path / "x.npy", SMOKE).train.digest == Dataset(pictures[::-1], False, Report()).digest
+    assert load_data(tmp_path / "x.npy", SMOKE).train.digest == Dataset(pictures[::-1], False, Report()).digest
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (24, 24, 1), (20, 30, 3), (24, 24, 4), (16, 16)])
@@ -185,7 +185,7 @@ def test_other_arrays_are_made_to_fit(shape: tuple[int, ...], tmp_path: Path) ->
     for index, picture in enumerate(pictures):
         flat = picture[..., 0] if shape[-1] == 1 else picture
         Image.fromarray(flat).save(tmp_path / "files" / f"{index}.png")
-    arrays, files = load(tmp_path / "x.npy", SMOKE), load(tmp_path / "files", SMOKE)
+    arrays, files = load_data(tmp_path / "x.npy", SMOKE), load_data(tmp_path / "files", SMOKE)
     assert np.array_equal(arrays.train.images, files.train.images)
     assert arrays.train.digest == files.train.digest
 
@@ -200,13 +200,13 @@ def test_npz_files(tmp_path: Path) -> None:
         ({"train_images": pictures[:20], "val_images": pictures[20:26], "test_images": pictures[26:]}, [20, 6, 4]),
     ):
         np.savez_compressed(tmp_path / "x.npz", allow_pickle=False, **names)
-        splits = load(tmp_path / "x.npz", SMOKE)
+        splits = load_data(tmp_path / "x.npz", SMOKE)
         assert counts(splits) == wanted
         parts = [split.images for split in (splits.train, splits.validation, splits.test) if split]
         assert np.array_equal(np.concatenate(parts), pictures)
     np.savez(tmp_path / "x.npz", allow_pickle=False, one=pictures, two=pictures)
     with pytest.raises(DataError, match=r"holds 2 arrays \(one, two\): call the one of pictures 'images'"):
-        load(tmp_path / "x.npz", SMOKE)
+        load_data(tmp_path / "x.npz", SMOKE)
 
 
 class Trap:
@@ -233,12 +233,12 @@ def test_arrays_of_something_else_are_refused(ending: str, tmp_path: Path) -> No
     ):
         (np.save if ending == ".npy" else np.savez)(file, array, allow_pickle=True)
         with pytest.raises(DataError, match=wanted):
-            load(file, SMOKE)
+            load_data(file, SMOKE)
     np.save(file.open("wb"), images(5, 16, 16, 3))
     for damaged in (pickle.dumps(Trap(tmp_path / "sprung")), b"", file.read_bytes()[:300]):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match="cannot read"):
-            load(file, SMOKE)
+            load_data(file, SMOKE)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -246,7 +246,7 @@ def test_arrays_of_something_else_are_refused(ending: str, tmp_path: Path) -> No
 
 
 def test_a_zip_is_its_folder(pictures: Path, tmp_path: Path) -> None:
-    folder, archive = load(pictures, SMOKE), load(pack(pictures, tmp_path / "x.zip"), SMOKE)
+    folder, archive = load_data(pictures, SMOKE), load_data(pack(pictures, tmp_path / "x.zip"), SMOKE)
     assert same(folder, archive)
 
 
@@ -262,8 +262,8 @@ def test_a_zip_may_be_hostile(tmp_path: Path) -> None:
                 member.write(bytes(2**20))
     before = {path for path in tmp_path.rglob("*") if "xdg" not in path.parts}
     with pytest.raises(DataError, match=r"x.zip/zeros.png: the file is over 256 MB; mend it"):
-        load(tmp_path / "x.zip", SMOKE)
-    splits = load(tmp_path / "x.zip", SMOKE, skip_unreadable=True)
+        load_data(tmp_path / "x.zip", SMOKE)
+    splits = load_data(tmp_path / "x.zip", SMOKE, skip_unreadable=True)
     report = splits.train.report
     assert (report.read, report.ignored, report.counts) == (5, 1, {"train": 5})
     assert [Path(name).name for name, _ in report.broken] == ["zeros.png"]
@@ -275,22 +275,22 @@ def test_damaged_zips(tmp_path: Path) -> None:
     whole = pack(data, tmp_path / "x.zip").read_bytes()
     (tmp_path / "x.zip").write_bytes(whole[:-30])
     with pytest.raises(DataError, match=r"cannot read .*x.zip"):
-        load(tmp_path / "x.zip", SMOKE)
+        load_data(tmp_path / "x.zip", SMOKE)
     (tmp_path / "x.zip").write_bytes(whole[:100] + b"????" + whole[104:])
     with pytest.raises(DataError, match=r"x.zip/000.png"):
-        load(tmp_path / "x.zip", SMOKE)
-    assert len(load(tmp_path / "x.zip", SMOKE, skip_unreadable=True).train) == 4
+        load_data(tmp_path / "x.zip", SMOKE)
+    assert len(load_data(tmp_path / "x.zip", SMOKE, skip_unreadable=True).train) == 4
 
 
 def test_what_cannot_be_data_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     for path, wanted in (("absent", "does not exist"), ("x.txt", "not a folder, zip, .npy or .npz")):
         with pytest.raises(DataError, match=rf"--data takes a folder, a zip.* Received: .*{path}, which .*{wanted}"):
-            load(tmp_path / path, SMOKE)
+            load_data(tmp_path / path, SMOKE)
     (tmp_path / "zips").mkdir()
     pack(draw_faces(tmp_path / "data", 3), tmp_path / "zips" / "x.zip")
     with pytest.raises(DataError, match=r"none a picture .* pass x\.zip itself"):
-        load(tmp_path / "zips", SMOKE)
+        load_data(tmp_path / "zips", SMOKE)
 
 
 # Splits
@@ -318,7 +318,7 @@ def test_adding_or_renaming_pictures_moves_none(
         folder.mkdir()
         for place, index in enumerate(chosen):
             (folder / f"{place}.png").write_bytes(many[index])
-        splits = load(folder, replace(SMOKE, validation=share))
+        splits = load_data(folder, replace(SMOKE, validation=share))
         parts = [(splits.train, False)] + ([(splits.validation, True)] if splits.validation else [])
         return {image.tobytes(): side for part, side in parts for image in part.images}
 
@@ -330,7 +330,7 @@ def test_adding_or_renaming_pictures_moves_none(
 def test_the_share_held_back_is_the_one_asked_for(tmp_path: Path) -> None:
     pictures = images(4000, 16, 16, 3)
     np.save(tmp_path / "x.npy", pictures)
-    splits = load(tmp_path / "x.npy", replace(SMOKE, validation=0.2))
+    splits = load_data(tmp_path / "x.npy", replace(SMOKE, validation=0.2))
     assert splits.validation
     assert len(splits.validation) == pytest.approx(800, abs=100)  # four standard deviations
     together = np.concatenate([splits.train.images, splits.validation.images])
@@ -341,18 +341,18 @@ def test_the_share_held_back_is_the_one_asked_for(tmp_path: Path) -> None:
 
 def test_pictures_held_back_join_an_official_validation_split(celeba: Path) -> None:
     (celeba / "list_eval_partition.txt").write_text(OFFICIAL)
-    train, validation, test = counts(load(celeba, replace(CELEBA, validation=0.5)))
+    train, validation, test = counts(load_data(celeba, replace(CELEBA, validation=0.5)))
     assert (train + validation, test) == (10, 2)
     assert validation > 4
 
 
 def test_limit_takes_the_first(pictures: Path) -> None:
-    whole, few = load(pictures, SMOKE), load(pictures, replace(SMOKE, limit=10))
+    whole, few = load_data(pictures, SMOKE), load_data(pictures, replace(SMOKE, limit=10))
     assert np.array_equal(few.train.images, whole.train.images[:10])
 
 
 def test_batches_come_in_the_order_asked_for(pictures: Path) -> None:
-    images = load(pictures, SMOKE).train
+    images = load_data(pictures, SMOKE).train
     indices = np.array([40, 3, 3, 17])
     assert np.array_equal(images.batch(indices, np.random.default_rng(0)), images.images[indices])
     for part in (images.images[7:], images.images[::3]):  # views of a map are maps

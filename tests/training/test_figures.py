@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from training.data.dataset import Splits, load
-from training.fit.stage import Execution, Schedule, Watcher
+from training.data.dataset import Splits, load_data
+from training.fit.execution import Execution
 from training.fit.stop import Stopped, StopRequest
 from training.fit.two_stage import train_two_stages
 from training.recipe import Recipe
 from training.recipes import recipe
-from training.record import grids as figures
-from training.record import plots
+from training.record import grids, plots
 from training.record.run import Run
-from training.record.tensorboard import Board, Watchers
+from training.record.stage import Observer, Observers, Schedule
+from training.record.tensorboard import TensorBoardWriter
 
 SMALL = ("epochs=3", "epochs2=2", "batch=8", "sample_every=2")
 ALWAYS = {"figures/history.png", "samples/reconstructions.png", "samples/interpolations.png"}
@@ -37,7 +37,7 @@ VARIATIONAL = {f"figures/figure{number}.png" for number in (5, 6, 7)}
 
 
 class Nothing:
-    """A watcher that looks away."""
+    """A observer that looks away."""
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None: ...
 
@@ -45,7 +45,7 @@ class Nothing:
 
 
 class StopAfter(Nothing):
-    """A watcher that asks for a stop when an epoch of stage 1 is done."""
+    """A observer that asks for a stop when an epoch of stage 1 is done."""
 
     def __init__(self, stop: StopRequest, epoch: int) -> None:
         self.stop, self.last = stop, epoch
@@ -56,18 +56,18 @@ class StopAfter(Nothing):
 
 
 def train(
-    path: Path, splits: Splits, wanted: Recipe, watcher: Watcher | None = None, stop: StopRequest | None = None
+    path: Path, splits: Splits, wanted: Recipe, observer: Observer | None = None, stop: StopRequest | None = None
 ) -> Run:
     run = Run(path)
     with run.open(wanted, {"count": len(splits.train), "digest": splits.train.digest}):
-        train_two_stages(wanted, splits, run, watcher or Nothing(), stop or StopRequest(), Execution())
+        train_two_stages(wanted, splits, run, observer or Nothing(), stop or StopRequest(), Execution())
     return run
 
 
 @pytest.fixture(scope="module")
 def splits(pictures: Path) -> Splits:
     """Drawn faces; a quarter of them held back."""
-    every = load(pictures, recipe("smoke")).train
+    every = load_data(pictures, recipe("smoke")).train
     one, two = (replace(every, images=part) for part in (every.images[:36], every.images[36:]))
     return Splits(one, two, None)
 
@@ -76,7 +76,7 @@ def splits(pictures: Path) -> Splits:
 def watched(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that TensorBoard was told of."""
     path = tmp_path_factory.mktemp("runs") / "watched"
-    with Board(Run(path)) as board:
+    with TensorBoardWriter(Run(path)) as board:
         return train(path, splits, recipe("smoke").set(SMALL), board)
 
 
@@ -135,18 +135,18 @@ def test_without_held_back_pictures_the_training_ones_are_shown(watched: Run, sp
     copy = Run(tmp_path)
     for name in ("history.jsonl", "trace.jsonl", "diagnostics.json"):
         (tmp_path / name).write_bytes((watched.path / name).read_bytes())
-    figures.draw(copy, watched.load_networks(1), Splits(splits.train, None, None))
+    grids.draw(copy, watched.load_networks(1), Splits(splits.train, None, None))
     sheet = np.asarray(Image.open(tmp_path / "samples" / "reconstructions.png"))
     assert np.array_equal(sheet[2:18, 2:18], splits.train.images[0])
 
 
 def test_interpolations_go_from_one_reconstruction_to_another(watched: Run, splits: Splits) -> None:
     sheet = np.asarray(Image.open(watched.path / "samples" / "interpolations.png"))
-    assert sheet.shape == (figures.ROWS * 16, figures.STEPS * 16, 3)
-    shown = splits.train.images[np.linspace(0, len(splits.train) - 1, 2 * figures.ROWS).astype(int)] / np.float32(255)
+    assert sheet.shape == (grids.ROWS * 16, grids.STEPS * 16, 3)
+    shown = splits.train.images[np.linspace(0, len(splits.train) - 1, 2 * grids.ROWS).astype(int)] / np.float32(255)
     ends = np.asarray(watched.load_networks(1)(shown, training=False)[0]) * 255
     assert np.abs(sheet[:16, :16] - ends[0]).max() <= 1
-    assert np.abs(sheet[:16, -16:] - ends[figures.ROWS]).max() <= 1
+    assert np.abs(sheet[:16, -16:] - ends[grids.ROWS]).max() <= 1
 
 
 @given(
@@ -158,7 +158,7 @@ def test_interpolations_go_from_one_reconstruction_to_another(watched: Run, spli
 @settings(max_examples=60, deadline=None)
 def test_interpolation_keeps_its_ends_and_its_length(latents: tuple[list[float], list[float]], steps: int) -> None:
     start, end = (np.float32([values]) for values in latents)
-    path = figures.spherical(start, end, steps)
+    path = grids.spherical(start, end, steps)
     np.testing.assert_allclose(path[:, 0], start, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(path[:, -1], end, rtol=1e-5, atol=1e-5)
     assert np.isfinite(path).all()
@@ -167,14 +167,14 @@ def test_interpolation_keeps_its_ends_and_its_length(latents: tuple[list[float],
 
 
 def test_two_grey_pictures_are_enough(tmp_path: Path) -> None:
-    from training.fit.two_stage import image_autoencoder, plain
+    from training.model.build import image_autoencoder, plain
 
     vae = image_autoencoder(recipe("smoke").set(["channels=1"]))
     two = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
     networks = plain(vae.encoder, vae.decoder)
-    figures.interpolations(tmp_path / "one.png", networks, two)
-    figures.reconstructions(tmp_path / "two.png", networks, two)
-    assert Image.open(tmp_path / "one.png").size == (figures.STEPS * 16, 16)
+    grids.interpolations(tmp_path / "one.png", networks, two)
+    grids.reconstructions(tmp_path / "two.png", networks, two)
+    assert Image.open(tmp_path / "one.png").size == (grids.STEPS * 16, 16)
     assert Image.open(tmp_path / "two.png").mode == "L"
 
 
@@ -249,7 +249,7 @@ def test_tensorboard_shows_the_grids(watched: Run) -> None:
 
 
 def test_a_deterministic_stage_has_no_histogram(deterministic: Run) -> None:
-    with Board(deterministic) as board:
+    with TensorBoardWriter(deterministic) as board:
         board.epoch(Schedule(1, 36, 1, 8, 1e-3, 2, 0), deterministic.history()[-1])
     tags = {tag for tag, _ in shown(deterministic)}
     assert {"stage1/embedding", "stage1/penalty"} <= tags
@@ -259,41 +259,41 @@ def test_a_deterministic_stage_has_no_histogram(deterministic: Run) -> None:
 def test_a_resumed_run_shows_every_step_once(splits: Splits, tmp_path: Path) -> None:
     wanted, path = recipe("smoke").set(SMALL), tmp_path / "run"
     stop = StopRequest()
-    with pytest.raises(Stopped), Board(Run(path)) as board:
-        train(path, splits, wanted, Watchers(board, StopAfter(stop, 1)), stop)
+    with pytest.raises(Stopped), TensorBoardWriter(Run(path)) as board:
+        train(path, splits, wanted, Observers(board, StopAfter(stop, 1)), stop)
     run = Run(path)
     assert {step for _, step in scalars(run)} == {32, 64}
     # As a kill leaves it: an epoch recorded and shown that no checkpoint knows of, and half an event.
     late = {**run.history()[-1], "epoch": 2, "images": 96, "mse": 123.0}
     run.append(late)
-    with Board(run) as board:
+    with TensorBoardWriter(run) as board:
         board.epoch(Schedule(1, 36, 3, 8, 1e-3, 2, 0), late)
     assert scalars(run)["stage1/mse", 96] == 123
     (file,) = (path / "tensorboard").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
 
     stop = StopRequest()
-    with pytest.raises(Stopped), Board(run) as board:
-        train(path, splits, wanted, Watchers(board, StopAfter(stop, 2)), stop)
+    with pytest.raises(Stopped), TensorBoardWriter(run) as board:
+        train(path, splits, wanted, Observers(board, StopAfter(stop, 2)), stop)
     assert scalars(run) == pytest.approx(expected_scalars(run), rel=1e-6)
     assert scalars(run)["stage1/mse", 96] < 1
     assert {step for tag, step in scalars(run) if tag == "stage1/mse"} == {32, 64, 96}
 
 
 def test_events_are_on_disk_when_an_epoch_ends(watched: Run) -> None:
-    board = Board(watched)
+    board = TensorBoardWriter(watched)
     board.epoch(Schedule(2, 36, 2, 8, 1e-3, 2, 0), watched.history()[-1])
     assert scalars(watched) == pytest.approx(expected_scalars(watched), rel=1e-6)
     board.__exit__(None, None, None)
 
 
 def test_nothing_is_written_where_nothing_was_trained(tmp_path: Path) -> None:
-    with Board(Run(tmp_path / "run")):
+    with TensorBoardWriter(Run(tmp_path / "run")):
         pass
     assert not (tmp_path / "run").exists()
 
 
-def test_every_watcher_is_told() -> None:
+def test_every_observer_is_told() -> None:
     told = []
 
     class Note(Nothing):
@@ -306,7 +306,7 @@ def test_every_watcher_is_told() -> None:
         def epoch(self, schedule: Schedule, record: dict[str, Any]) -> None:
             told.append((self.name, record))
 
-    both, schedule = Watchers(Note("a"), Note("b")), Schedule(1, 36, 3, 8, 1e-3, 2, 0)
+    both, schedule = Observers(Note("a"), Note("b")), Schedule(1, 36, 3, 8, 1e-3, 2, 0)
     both.step(schedule, 1, 8, {"mse": 0.5})
     both.epoch(schedule, {"epoch": 1})
     assert told == [("a", 1, 8, {"mse": 0.5}), ("b", 1, 8, {"mse": 0.5}), ("a", {"epoch": 1}), ("b", {"epoch": 1})]

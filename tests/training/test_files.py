@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import BIN
 from training.errors import WriteError
-from training.record.files import append_line, replacing, write_json
+from training.files import append_line, replacing, write_json
 
 CALL = re.compile(r"^(?P<name>\w+)\((?P<arguments>.*)\)\s+= (?P<result>\d+)")
 DESCRIPTOR = re.compile(r"^\d+<(?P<path>/[^>]*)>")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import assert_clear_error, command, draw_faces
-from training.data.dataset import load
+from training.data.dataset import load_data
 from training.errors import DataError
 from training.recipes import recipe
 
@@ -27,7 +27,7 @@ def only(folder: Path, picture: Image.Image, name: str) -> np.ndarray:
     folder.mkdir()
     picture.save(folder / f"a-{name}")
     picture.save(folder / f"b-{name}")
-    images = load(folder, SMOKE).train.images
+    images = load_data(folder, SMOKE).train.images
     assert images.shape == (2, 16, 16, 3)
     assert images.dtype == np.uint8
     return images[0]
@@ -41,7 +41,7 @@ def test_formats_sizes_and_folders_may_be_mixed(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         Image.new("RGB", size, (200, 100, 50)).save(folder / f"x.{ending}")
     (tmp_path / "labels.csv").write_text("not a picture by its name")
-    dataset = load(tmp_path, SMOKE).train
+    dataset = load_data(tmp_path, SMOKE).train
     assert (dataset.report.read, dataset.report.ignored, dataset.report.broken) == (4, 1, [])
     assert np.abs(dataset.images.astype(int) - (200, 100, 50)).max() <= 4
 
@@ -75,7 +75,7 @@ def test_a_camera_held_sideways(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by a quarter to see it upright
     for name in "ab":
         picture.save(tmp_path / f"{name}.png", exif=exif)
-    upright = load(tmp_path, SMOKE).train.images[0]
+    upright = load_data(tmp_path, SMOKE).train.images[0]
     assert upright[:, 15].min() > 200
     assert upright[:, 0].max() < 50
 
@@ -86,12 +86,12 @@ def test_the_crop_is_the_papers(tmp_path: Path) -> None:
     picture[45:173, 25:153] = 255
     for name in "ab":
         Image.fromarray(picture).save(tmp_path / f"{name}.png")
-    images = load(tmp_path, celeba).train.images
+    images = load_data(tmp_path, celeba).train.images
     assert images.shape == (2, 64, 64, 3)
     assert images.min() == 255
     Image.new("RGB", (100, 100)).save(tmp_path / "small.png")
     with pytest.raises(DataError, match="smaller than the recipe's crop"):
-        load(tmp_path, celeba)
+        load_data(tmp_path, celeba)
 
 
 def bomb(path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_broken_picture_stops_training_before_it_begins(reason: str, tmp_path:
     result = command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
     assert_clear_error(result, "999.png", reason, "--skip-unreadable")
     assert not (tmp_path / "run").exists()
-    dataset = load(data, SMOKE, skip_unreadable=True).train
+    dataset = load_data(data, SMOKE, skip_unreadable=True).train
     assert len(dataset) == 3
     assert [name for name, _ in dataset.report.broken] == [str(data / "999.png")]
 
@@ -149,10 +149,10 @@ def test_cifar10s_binary_files(tmp_path: Path) -> None:
     rows[:10].tofile(tmp_path / "data_batch_1.bin")
     rows[10:].tofile(tmp_path / "data_batch_2.bin")
     rows.tofile(tmp_path / "test_batch.bin")
-    assert np.array_equal(load(tmp_path, recipe("cifar10")).train.images, images)
+    assert np.array_equal(load_data(tmp_path, recipe("cifar10")).train.images, images)
     with pytest.raises(DataError, match="--recipe cifar10"):
-        load(tmp_path, SMOKE)
+        load_data(tmp_path, SMOKE)
     with (tmp_path / "data_batch_2.bin").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="no multiple of 3073"):
-        load(tmp_path, recipe("cifar10"))
+        load_data(tmp_path, recipe("cifar10"))

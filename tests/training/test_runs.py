@@ -163,10 +163,11 @@ def test_the_balances_state_survives_a_checkpoint(tmp_path: Path) -> None:
     """gamma and m come back as they were, whatever the policy."""
     import keras
 
-    from training.fit.two_stage import latent_vae
+    from training.model.build import latent_vae
     from training.recipe import BALANCES
     from training.recipes import recipe
     from training.record.run import Run
+    from training.record.stage import Position
 
     for name in BALANCES:
         run = Run(tmp_path / name)
@@ -176,7 +177,7 @@ def test_the_balances_state_survives_a_checkpoint(tmp_path: Path) -> None:
             before.balance(keras.ops.convert_to_tensor(0.1), training=True)
         if name == "learned":
             before.balance.log_gamma.assign(-1.5)
-        run.save_state(2, before.balance.weights, {})
+        run.save_state(2, before.balance.weights, Position())
         run.load_state(2, after.balance.weights)
         for training in (False, True):
             one, two = (each.balance(keras.ops.convert_to_tensor(0.1), training=training) for each in (before, after))

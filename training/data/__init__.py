@@ -1,1 +1,1 @@
-"""From whatever --data names to minibatches of uint8 pictures: found, decoded, split, and mapped into memory."""
+"""Pictures to minibatches: they are found, decoded, split, and mapped into memory as uint8."""

@@ -1,4 +1,4 @@
-"""Pictures that were kept as arrays: CIFAR-10's binary files, IDX (MNIST and its kin), .npy and .npz."""
+"""Pictures stored as arrays: CIFAR-10's binary files, IDX files (MNIST and others), .npy and .npz."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from training.data.cache import Cache
-from training.data.images import SPLITS, Pixels, box, to_array, why
+from training.data.cache import PIECE, Cache
+from training.data.images import box, to_array, why
+from training.data.splits import SPLITS
 from training.errors import DataError
 from training.recipe import Recipe
+from training.types import UInt8Array
 
 CIFAR_SIDE = 32
 CIFAR_ROW = 1 + 3 * CIFAR_SIDE**2  # a label, then the red, green and blue planes
@@ -27,7 +29,7 @@ IDX_NAME = re.compile(r"(train|t10k)-images[-.]idx3-ubyte(\.gz)?")
 IDX_HEADER = struct.Struct(">IIII")  # magic, pictures, rows, columns
 IDX_MAGIC = 0x0803  # unsigned bytes in three dimensions
 
-# What .npz files of pictures call them: Keras' own sets, MedMNIST, and np.savez.
+# Names of the pictures in .npz files: those of Keras' data sets, MedMNIST and np.savez.
 NPZ_NAMES = {
     "train": ("images", "x_train", "train_images", "arr_0"),
     "validation": ("x_val", "val_images"),
@@ -36,15 +38,15 @@ NPZ_NAMES = {
 
 
 class Arrays:
-    """Pictures of a split each in one array.
+    """A picture source with one array for each split.
 
     Args:
         kind: The format's name.
-        files: What holds them.
-        read: Gives the arrays by split, uint8 [count, height, width, channels].
-        recipe: What to make of them.
-        cache: Knows the digests of large files.
-        packed: Whether reading unpacks them.
+        files: The files that hold the arrays.
+        read: Returns the arrays by split, uint8 [count, height, width, channels].
+        recipe: How the pictures are cropped and resized.
+        cache: Remembers the digests of large files.
+        packed: Whether the files are compressed.
     """
 
     ignored = 0
@@ -53,7 +55,7 @@ class Arrays:
         self,
         kind: str,
         files: list[Path],
-        read: Callable[[], dict[str, Pixels]],
+        read: Callable[[], dict[str, UInt8Array]],
         recipe: Recipe,
         cache: Cache,
         packed: bool = False,
@@ -62,7 +64,7 @@ class Arrays:
         self._read = read
 
     @cached_property
-    def _parts(self) -> dict[str, Pixels]:
+    def _parts(self) -> dict[str, UInt8Array]:
         parts = self._read()
         if self.recipe.limit:
             parts["train"] = parts["train"][: self.recipe.limit]
@@ -75,12 +77,12 @@ class Arrays:
         return parts
 
     @cached_property
-    def splits(self) -> npt.NDArray[np.uint8]:
+    def splits(self) -> UInt8Array:
         """The official split of each picture, as an index into SPLITS: uint8 [count]."""
         return np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(self._parts.get(split, ())) for split in SPLITS])
 
-    def as_they_lie(self) -> dict[str, Pixels] | None:
-        """Return the arrays by split where nothing has to be done to them."""
+    def stored_arrays(self) -> dict[str, UInt8Array] | None:
+        """Return the stored arrays by split if the recipe uses them unchanged; else None."""
         if self.packed or self.recipe.validation:
             return None
         wanted = (self.recipe.side, self.recipe.side, self.recipe.channels)
@@ -88,7 +90,7 @@ class Arrays:
         return self._parts if fit else None
 
     def identity(self) -> str:
-        """Return what changes when the files' names or bytes do."""
+        """Return a text that changes whenever a file's name or bytes do."""
         return "\n".join([self.kind, *(f"{file.name!a} {self.cache.digest(file)}" for file in self.files)])
 
     def label(self, index: int) -> str:
@@ -99,14 +101,14 @@ class Arrays:
         """Return a picture's bytes."""
         return self._row(index).tobytes()
 
-    def picture(self, index: int) -> Pixels:
-        """Return a picture as the recipe says. One that has its size already is not cropped."""
+    def picture(self, index: int) -> UInt8Array:
+        """Return a picture as uint8 [side, side, channels]. One that has this shape already is not cropped."""
         row = self._row(index)
         if row.shape == (self.recipe.side, self.recipe.side, self.recipe.channels):
             return row
         return to_array(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), self.recipe)
 
-    def _row(self, index: int) -> Pixels:
+    def _row(self, index: int) -> UInt8Array:
         for part in (self._parts[split] for split in SPLITS if split in self._parts):
             if index < len(part):
                 return np.asarray(part[index])
@@ -115,10 +117,10 @@ class Arrays:
 
 
 def find(path: Path, names: list[str], recipe: Recipe, cache: Cache) -> Arrays | None:
-    """Return the arrays that a file or a folder of so named files holds; None where it holds something else.
+    """Return the arrays that a file, or a folder with files of these names, holds; None if it holds something else.
 
     Raises:
-        DataError: they are damaged, or no pictures.
+        DataError: the arrays are damaged, or not pictures.
     """
     if path.suffix.lower() == ".npy":
         return Arrays(".npy", [path], lambda: {"train": _npy(path, str(path))}, recipe, cache)
@@ -139,14 +141,14 @@ def _cifar10(batches: list[Path], tests: list[Path], recipe: Recipe, cache: Cach
             f"{recipe.side}x{recipe.side} with {recipe.channels} channels: pass --recipe cifar10"
         )
 
-    def read() -> dict[str, Pixels]:
+    def read() -> dict[str, UInt8Array]:
         splits = {"train": batches, "test": tests}
         return {split: np.concatenate([_batch(file) for file in files]) for split, files in splits.items() if files}
 
     return Arrays("CIFAR-10", batches + tests, read, recipe, cache)
 
 
-def _batch(file: Path) -> Pixels:
+def _batch(file: Path) -> UInt8Array:
     size = file.stat().st_size
     if not size or size % CIFAR_ROW:
         raise DataError(f"{file} is not a CIFAR-10 batch: {size} bytes is no multiple of {CIFAR_ROW}")
@@ -166,21 +168,21 @@ def _idx(path: Path, files: list[Path], recipe: Recipe, cache: Cache) -> Arrays:
         raise DataError(f"{path} holds more than one set of IDX files: pass {folders[0]} or another")
     splits = {split: found[split] for split in SPLITS if split in found}
 
-    def read() -> dict[str, Pixels]:
+    def read() -> dict[str, UInt8Array]:
         return {split: _idx_file(file, cache) for split, file in splits.items()}
 
     packed = any(file.suffix == ".gz" for file in splits.values())
     return Arrays("IDX", list(splits.values()), read, recipe, cache, packed)
 
 
-def _idx_file(file: Path, cache: Cache) -> Pixels:
+def _idx_file(file: Path, cache: Cache) -> UInt8Array:
     if file.suffix != ".gz":
         return _idx_map(file, file)
     with gzip.open(file) as stream:
-        return cache.unpacked(cast(IO[bytes], stream), str(file), lambda part: _idx_map(part, file))
+        return _unpacked(cache, cast(IO[bytes], stream), str(file), lambda part: _idx_map(part, file))
 
 
-def _idx_map(part: Path, file: Path) -> Pixels:
+def _idx_map(part: Path, file: Path) -> UInt8Array:
     size = part.stat().st_size
     with part.open("rb") as stream:
         header = stream.read(IDX_HEADER.size)
@@ -192,8 +194,8 @@ def _idx_map(part: Path, file: Path) -> Pixels:
     return np.memmap(part, np.uint8, "r", IDX_HEADER.size, (count, height, width, 1))
 
 
-def _npy(part: Path, name: str) -> Pixels:
-    """Map an array of pictures; `part` may be a copy of what `name` calls it."""
+def _npy(part: Path, name: str) -> UInt8Array:
+    """Map the array of pictures in the file `part`; `name` is what errors call it."""
     wanted = "pictures are uint8 [count, height, width] or [count, height, width, 1, 3 or 4 channels]"
     try:
         array: npt.NDArray[Any] = np.lib.format.open_memmap(part, mode="r")  # cannot unpickle, unlike np.load
@@ -208,12 +210,12 @@ def _npy(part: Path, name: str) -> Pixels:
 
 @contextmanager
 def archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a zip, to be read by many threads.
+    """Open a zip that many threads can read.
 
     Raises:
-        DataError: it is none, or damaged.
+        DataError: the file is not a zip, or damaged.
     """
-    with path.open("rb") as file:  # opened here: an archive counts the readers of its own file, but not threads
+    with path.open("rb") as file:  # zipfile is only safe for threads with a file that it did not open itself
         try:
             opened = zipfile.ZipFile(file)
         except Exception as error:  # broken directories raise more than BadZipFile
@@ -222,7 +224,7 @@ def archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield opened
 
 
-def _npz(path: Path, cache: Cache) -> dict[str, Pixels]:
+def _npz(path: Path, cache: Cache) -> dict[str, UInt8Array]:
     with archive(path) as members:
         held = [name.removesuffix(".npy") for name in members.namelist() if name.endswith(".npy")]
         if len(held) == 1:
@@ -234,11 +236,31 @@ def _npz(path: Path, cache: Cache) -> dict[str, Pixels]:
         return {split: _member(members, found[0], path, cache) for split, found in names.items() if found}
 
 
-def _member(members: zipfile.ZipFile, name: str, path: Path, cache: Cache) -> Pixels:
+def _member(members: zipfile.ZipFile, name: str, path: Path, cache: Cache) -> UInt8Array:
     label = f"{path}/{name}"
     try:
         stream = members.open(f"{name}.npy")
     except Exception as error:  # encrypted, or packed in a way that zipfile does not know
         raise DataError(f"cannot read {label}: {why(error)}") from None
     with stream:
-        return cache.unpacked(stream, label, lambda part: _npy(part, label))
+        return _unpacked(cache, stream, label, lambda part: _npy(part, label))
+
+
+def _unpacked(cache: Cache, stream: IO[bytes], name: str, read: Callable[[Path], UInt8Array]) -> UInt8Array:
+    """Unpack a stream to a file, and return what `read` maps of it. The file is removed; the map keeps its content.
+
+    Raises:
+        DataError: the content is damaged, or the folder cannot be written to.
+    """
+    with cache.writing() as file:
+        while piece := _piece(stream, name):
+            file.write(piece)
+        file.flush()
+        return read(Path(file.name))
+
+
+def _piece(stream: IO[bytes], name: str) -> bytes:
+    try:
+        return stream.read(PIECE)
+    except Exception as error:  # zlib, gzip and zipfile each have their own for broken bytes
+        raise DataError(f"cannot read {name}: {error or type(error).__name__}") from None

@@ -1,4 +1,7 @@
-"""The pictures of a run: checked, made ready, and mapped into memory. No Keras here: bad data is told at once."""
+"""The pictures of a run: checked, decoded once, and mapped into memory.
+
+Nothing here imports Keras, so that bad data is reported at once.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from training.data.cache import Cache, Stored, default_folder
-from training.data.images import SPLITS, UNREADABLE, Advance, Pixels, Report, in_parallel, why
-from training.data.sources import Source, opened
+from training.data import store
+from training.data.cache import Cache, default_folder
+from training.data.images import in_parallel, why
+from training.data.sources import UNREADABLE, PictureSource, opened
+from training.data.splits import SPLITS, Advance, Report
+from training.data.store import Stored
 from training.errors import DataError
 from training.recipe import Recipe
+from training.types import IndexArray, UInt8Array
 
-FORMAT = 1  # of what is stored; another one when the same source gives other pictures or another file
+FORMAT = 1  # of stored pictures: to be raised when the same source would give other pictures or another file
 
 
 class _File:
     """Reads pictures of a memory map from its file.
 
-    Touching the map itself fetches a page at a time, each when the last has come, and keeps all of them in
-    the process. Here the disk is told of a whole batch first, and the process keeps nothing else.
+    Touching the map would fetch one page after the other, and keep all of them in the process's memory. Here the
+    kernel is told of a whole batch first, and the process keeps only that batch.
     """
 
     def __init__(self, images: Any) -> None:
-        self.file = open(images.filename, "rb")  # noqa: SIM115  # as long as the pictures are there
+        self.file = open(images.filename, "rb")  # noqa: SIM115  # open as long as the data set
         begin = images.offset - images.offset % mmap.ALLOCATIONGRANULARITY
         self.first = begin + images.ctypes.data - np.frombuffer(images._mmap, np.uint8).ctypes.data
         self.step, self.shape = images.strides[0], images.shape
 
-    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+    def rows(self, indices: IndexArray) -> UInt8Array:
         count, *shape = self.shape
         if len(indices) and not 0 <= indices.min() <= indices.max() < count:
             raise IndexError(f"pictures go from 0 to {count - 1}. Received: {indices.min()} to {indices.max()}")
@@ -65,10 +71,10 @@ class Dataset:
         images: uint8 [count, side, side, channels]; a memory map where they come from disk.
         flip: Whether mirror images belong to the data.
         report: What was read.
-        known_digest: The digest where it is known; else it is computed when asked for.
+        known_digest: The digest if it is known. Otherwise `digest` computes it.
     """
 
-    images: Pixels
+    images: UInt8Array
     flip: bool
     report: Report
     known_digest: str = ""
@@ -84,7 +90,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the pictures, their order included: hexadecimal."""
+        """The digest of the pictures in their order, hexadecimal."""
         if self.known_digest:
             return self.known_digest
         digest = hashlib.blake2b(digest_size=16)
@@ -92,7 +98,7 @@ class Dataset:
             digest.update(np.ascontiguousarray(self.images[at : at + 1000]).data)
         return digest.hexdigest()
 
-    def rows(self, indices: npt.NDArray[np.intp]) -> Pixels:
+    def rows(self, indices: IndexArray) -> UInt8Array:
         """Return the pictures at `indices`.
 
         Raises:
@@ -100,8 +106,8 @@ class Dataset:
         """
         return self._file.rows(indices) if self._file else self.images[indices]
 
-    def batch(self, indices: npt.NDArray[np.intp], rng: np.random.Generator) -> Pixels:
-        """Return the pictures at `indices`, as `rows`, each mirrored at even odds when flips belong to the data."""
+    def batch(self, indices: IndexArray, rng: np.random.Generator) -> UInt8Array:
+        """Return the pictures at `indices`; with flips, each is mirrored with probability 1/2."""
         images = self.rows(indices)
         if self.flip:
             mirrored = rng.random(len(images)) < 0.5
@@ -111,14 +117,14 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """The pictures by what they are for; those of a source that has no such split are None."""
+    """The pictures by split; a split that the source does not have is None."""
 
     train: Dataset
     validation: Dataset | None
     test: Dataset | None
 
 
-def load(
+def load_data(
     path: Path,
     recipe: Recipe,
     *,
@@ -129,27 +135,27 @@ def load(
     """Return the pictures that a path holds.
 
     A path is a folder (recursive) or a zip of pictures of any format and size, CelebA as downloaded with its
-    official split, CIFAR-10's binary files, IDX files, a .npy or a .npz. Arrays that fit the recipe and are
-    not split further are used as they lie; all else is made ready once, and mapped from the cache then on.
+    official split, CIFAR-10's binary files, IDX files, a .npy or a .npz. Arrays that the recipe does not change are
+    mapped where they are. All else is decoded once, stored in the cache, and mapped from there.
 
     Args:
-        path: Where they are.
-        recipe: What to make of them: side, channels, crop, resize and flip; `limit` cuts the train pictures,
+        path: The folder or file.
+        recipe: Its side, channels, crop, resize and flip are used; `limit` cuts the train pictures,
             then `validation` takes its share of them, added to the official validation split if there is one.
         skip_unreadable: Leave broken pictures out.
-        cache: Folder for what has been made ready; None takes the user's.
-        advance: Is called with (done, of so many) as pictures are read to tell whether they are known,
-            and again as those that are not are decoded.
+        cache: The folder for decoded pictures; None means the user's cache folder.
+        advance: Is called with (done, total) while files are read to look them up in the cache, and again while
+            those that are not there are decoded.
 
     Raises:
-        DataError: nothing there, nothing readable, or - unless `skip_unreadable` - a broken picture.
+        DataError: there are no pictures, none can be read, or one is broken and `skip_unreadable` is not set.
     """
-    store = Cache(cache or default_folder())
-    with opened(path, recipe, store, advance) as source, warnings.catch_warnings():
+    kept = Cache(cache or default_folder())
+    with opened(path, recipe, kept, advance) as source, warnings.catch_warnings():
         # Pillow warns between its own two pixel limits; ours is lower and an error.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        ready = source.as_they_lie()
-        stored = Stored(ready, _digests(ready, store), []) if ready else _stored(source, recipe, store, advance)
+        ready = source.stored_arrays()
+        stored = Stored(ready, _digests(ready, kept), []) if ready else _stored(source, recipe, kept, advance)
     counts = {split: len(images) for split, images in stored.images.items()}
     broken = [(str(path / name), reason) for name, reason in stored.broken]
     report = Report(sum(counts.values()), source.ignored, broken, source.kind, counts)
@@ -174,38 +180,40 @@ def _check(path: Path, report: Report, skip_unreadable: bool) -> None:
         raise DataError(f"training takes 2 pictures or more. Received: {report.counts.get('train', 0)} in {path}")
 
 
-def _digests(images: dict[str, Pixels], store: Cache) -> dict[str, str]:
-    """Return the digests of files that are mapped as they lie: these may be too large to read at every start."""
+def _digests(images: dict[str, UInt8Array], cache: Cache) -> dict[str, str]:
+    """Return the digests of files that are mapped where they are. They are remembered, as the files can be large."""
     return {
-        split: store.digest(Path(part.filename), part.offset, part.nbytes)
+        split: cache.digest(Path(part.filename), part.offset, part.nbytes)
         for split, part in images.items()
         if isinstance(part, np.memmap) and part.filename
     }
 
 
-def _stored(source: Source, recipe: Recipe, store: Cache, advance: Advance | None) -> Stored:
+def _stored(source: PictureSource, recipe: Recipe, cache: Cache, advance: Advance | None) -> Stored:
     shape = (recipe.side, recipe.side, recipe.channels)
     how = f"{FORMAT} {shape} {recipe.crop} {recipe.resize} {recipe.limit} {recipe.validation}"
     key = hashlib.blake2b(f"{how}\n{source.identity()}".encode(), digest_size=16).hexdigest()
-    return store.get(key, shape) or store.build(key, shape, _pictures(source, recipe, advance))
+    return store.fetch(cache, key, shape) or store.build(cache, key, shape, _pictures(source, recipe, advance))
 
 
 def _pictures(
-    source: Source, recipe: Recipe, advance: Advance | None
-) -> Iterator[tuple[int, Pixels | tuple[str, str]]]:
-    """Give every picture with its split, in the order of SPLITS; what cannot be read as (name, reason)."""
+    source: PictureSource, recipe: Recipe, advance: Advance | None
+) -> Iterator[tuple[int, UInt8Array | tuple[str, str]]]:
+    """Yield (split, picture) in the order of SPLITS; (split, (name, reason)) if a picture cannot be read."""
     splits = source.splits.copy()
     if recipe.validation:
         train = np.flatnonzero(splits == 0)
         held = in_parallel(lambda index: held_back(source.fingerprint(index), recipe.validation), train.tolist())
         splits[train[np.fromiter(held, bool, len(train))]] = 1
 
-    def read(index: int) -> tuple[int, Pixels | tuple[str, str]]:
+    def read(index: int) -> tuple[int, UInt8Array | tuple[str, str]]:
         try:
             return int(splits[index]), source.picture(index)
         except Exception as error:  # decoders raise almost anything on broken bytes
             ours = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-            if ours and source.fingerprint(index) != UNREADABLE:  # the picture may be well: do not store that it is not
+            if (
+                ours and source.fingerprint(index) != UNREADABLE
+            ):  # the picture may be whole: do not store that it is broken
                 raise DataError(f"cannot read {source.label(index)}: {why(error)}") from None
             return int(splits[index]), (source.label(index), why(error))
 
@@ -213,6 +221,6 @@ def _pictures(
 
 
 def held_back(fingerprint: bytes, share: float) -> bool:
-    """Tell whether a picture is held back for validation: by what it is, so that no other picture matters."""
+    """Tell whether a picture is held back for validation. Its fingerprint alone decides, and not the other pictures."""
     digest = hashlib.blake2b(fingerprint, digest_size=8, person=b"validation").digest()
     return int.from_bytes(digest, "little") < share * 2**64

@@ -1,7 +1,7 @@
-"""Pictures of any kind, one by one, to arrays of the recipe's size.
+"""Decode pictures, one by one, to arrays of the recipe's size.
 
-Whatever a file holds - any format, size, mode or orientation - comes out as uint8
-[side, side, channels], or as one line that says why it cannot be read.
+A file of any format, size, mode or orientation becomes uint8 [side, side, channels], or one line that says why it
+cannot be read.
 """
 
 from __future__ import annotations
@@ -11,52 +11,24 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import PurePath
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from training.data.splits import Advance
 from training.recipe import Recipe
+from training.types import UInt8Array
 
 MOST_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoding it takes a gigabyte
-MOST_BYTES = 256 * 2**20  # so is a larger file; a zip's member may be made of nothing
-UNREADABLE = bytes(16)  # the fingerprint of a file that the system would not give
-SPLITS = ("train", "validation", "test")
-
-Pixels = npt.NDArray[np.uint8]
-Advance = Callable[[int, int], None]  # (done, of so many)
+MOST_BYTES = 256 * 2**20  # so is a larger file; a zip of a few bytes can unpack to gigabytes
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _CHUNK = 16  # pictures that a thread takes at a time
-_THREADS = min(32, (os.cpu_count() or 1) + 4)  # some wait for the disk
-
-
-@dataclass
-class Report:
-    """What was read, and what was not.
-
-    Attributes:
-        read: Pictures read.
-        ignored: Files that do not look like pictures by their name.
-        broken: (path, reason) of pictures that could not be read.
-        kind: What the pictures were kept as: "pictures", "CelebA", "CIFAR-10", "IDX", ".npy" or ".npz".
-        counts: Pictures read by split, of the splits that hold any.
-    """
-
-    read: int = 0
-    ignored: int = 0
-    broken: list[tuple[str, str]] = field(default_factory=list)
-    kind: str = "pictures"
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        counts = ", ".join(f"{count:,} {split}" for split, count in self.counts.items())
-        return f"{counts}; {len(self.broken):,} broken, {self.ignored:,} ignored"
+_THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, as some wait for the disk
 
 
 def is_picture(name: str) -> bool:
@@ -72,7 +44,7 @@ def _endings() -> set[str]:
 
 
 def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], advance: Advance | None = None) -> Iterator[_R]:
-    """Give `work` of every item, in order. Threads do it, never far ahead of who takes the results."""
+    """Yield `work` of every item, in order. Threads do the work, a bounded number of items ahead of the consumer."""
     done = 0
     waiting: deque[Future[list[_R]]] = deque()
     pool = ThreadPoolExecutor(_THREADS)
@@ -87,14 +59,14 @@ def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], advance: Advance 
                 if advance:
                     advance(done, len(items))
     finally:
-        pool.shutdown(cancel_futures=True)  # whoever stops early does not wait for the rest
+        pool.shutdown(cancel_futures=True)  # a consumer that stops early does not wait for the rest
 
 
-def decode(data: bytes, recipe: Recipe) -> Pixels:
+def decode(data: bytes, recipe: Recipe) -> UInt8Array:
     """Return the picture in a file's bytes as the recipe says: uint8 [side, side, channels].
 
     Raises:
-        Exception: it cannot be read. Decoders raise almost anything on broken bytes; `why` says it in a line.
+        Exception: the picture cannot be read. Decoders raise almost any exception on broken bytes; `why` describes it.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -106,7 +78,7 @@ def decode(data: bytes, recipe: Recipe) -> Pixels:
 
 
 def why(error: Exception) -> str:
-    """Return in one line why a picture cannot be read."""
+    """Return one line that says why a picture cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture that Pillow knows"
     if isinstance(error, Image.DecompressionBombError):
@@ -117,7 +89,7 @@ def why(error: Exception) -> str:
 
 
 def box(width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
-    """Return the part of a picture that the recipe takes: (left, top, right, bottom), in its pixels.
+    """Return the part of a picture that the recipe crops: (left, top, right, bottom), in pixels.
 
     Raises:
         ValueError: the picture is smaller than the recipe's crop.
@@ -132,7 +104,7 @@ def box(width: int, height: int, recipe: Recipe) -> tuple[int, int, int, int]:
     return left, top, left + square, top + square
 
 
-def to_array(picture: Image.Image, recipe: Recipe) -> Pixels:
+def to_array(picture: Image.Image, recipe: Recipe) -> UInt8Array:
     """Return the picture cropped and resized as the recipe says: uint8 [side, side, channels].
 
     Raises:

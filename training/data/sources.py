@@ -1,6 +1,6 @@
-"""What --data may be: a folder or a zip of picture files, CelebA as downloaded, or arrays.
+"""The sources that --data takes: a folder or a zip of picture files, CelebA as downloaded, or arrays.
 
-Nothing is ever unpacked from a zip to disk, and only pictures are read of it.
+A zip's pictures are read from the archive and never unpacked to disk; its other members are not read.
 """
 
 from __future__ import annotations
@@ -15,43 +15,50 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from training.data import arrays
 from training.data.cache import Cache, state
-from training.data.images import MOST_BYTES, UNREADABLE, Advance, Pixels, decode, in_parallel, is_picture, why
+from training.data.images import MOST_BYTES, decode, in_parallel, is_picture, why
+from training.data.splits import Advance
 from training.errors import DataError
 from training.recipe import Recipe
+from training.types import UInt8Array
 
 CELEBA = "img_align_celeba"  # the folder of its pictures
-WIDTH = len(UNREADABLE)  # a fingerprint's bytes
+WIDTH = 16  # bytes of a fingerprint
+UNREADABLE = bytes(WIDTH)  # the fingerprint of a file that the system would not give
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # its official split: picture, then 0, 1 or 2
 
 
-class Source(Protocol):
-    """Pictures by number, the train ones cut to the recipe's limit."""
+class PictureSource(Protocol):
+    """Numbered pictures; those of the train split are cut to the recipe's limit.
+
+    Attributes:
+        kind: The format, as in Report.
+        ignored: Files whose names are not those of pictures.
+    """
 
     kind: str
     ignored: int
 
     @property
-    def splits(self) -> npt.NDArray[np.uint8]:
+    def splits(self) -> UInt8Array:
         """The official split of each picture, as an index into SPLITS: uint8 [count]."""
 
-    def as_they_lie(self) -> dict[str, Pixels] | None:
-        """Return the pictures by split where they are arrays that nothing has to be done to."""
+    def stored_arrays(self) -> dict[str, UInt8Array] | None:
+        """Return the stored arrays by split if the recipe uses them unchanged; else None."""
 
     def identity(self) -> str:
-        """Return what changes when a name, a byte or a split does."""
+        """Return a text that changes whenever a name, a byte or a split does."""
 
     def label(self, index: int) -> str:
         """Return a picture's name in the source."""
 
     def fingerprint(self, index: int) -> bytes:
-        """Return what is the same for the same picture, whatever its name."""
+        """Return bytes that are equal for equal pictures, whatever their names."""
 
-    def picture(self, index: int) -> Pixels:
-        """Return a picture as the recipe says. Raises whatever decoders raise."""
+    def picture(self, index: int) -> UInt8Array:
+        """Return a picture as uint8 [side, side, channels]. Any exception of a decoder may be raised."""
 
 
 class _Folder:
@@ -61,7 +68,7 @@ class _Folder:
     def read(self, name: str) -> bytes:
         path = os.path.join(self.path, name)
         facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would wait for ever
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait forever
             raise ValueError("not a file")
         _check_size(facts.st_size)
         with open(path, "rb") as file:
@@ -85,7 +92,7 @@ class _Zip:
 
     def read(self, name: str) -> bytes:
         _check_size(self.members[name].file_size)
-        return self.archive.read(self.members[name])  # never more bytes than the size that was checked
+        return self.archive.read(self.members[name])  # zipfile reads no more bytes than the size that was checked
 
     def state(self, names: list[str]) -> str:
         return "\n".join([state(self.path), *map(ascii, names)])
@@ -116,15 +123,15 @@ class _Files:
         kept = (splits != 0) | (np.cumsum(splits == 0) <= (recipe.limit or len(names)))
         self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
         self.splits = splits[kept]
-        # Reading every file tells what it is; as long as none is touched, that is known.
-        self.fingerprints = cache.noted(
+        # Fingerprints take reading every file, so they are remembered as long as no file is touched.
+        self.fingerprints = cache.remembered(
             container.state(self.names),
             lambda: b"".join(in_parallel(self._fingerprint, self.names, advance)),
             lasts=lambda prints: all(prints[at : at + WIDTH] != UNREADABLE for at in range(0, len(prints), WIDTH)),
         )
 
     def _partition(self, names: list[str]) -> tuple[str, str] | None:
-        """Find the official split's file in the source, or beside CelebA's own folder or zip: (path, text)."""
+        """Find the file of the official split in the source, or beside CelebA's folder or zip: (path, text)."""
         for wanted in PARTITIONS:
             for name in self.container.names:
                 if PurePosixPath(name).name == wanted:
@@ -139,15 +146,15 @@ class _Files:
         try:
             data = self.container.read(name)
         except OSError as error:
-            if error.errno is not None:  # another time it may be readable
+            if error.errno is not None:  # it may be readable the next time
                 return UNREADABLE
             data = why(error).encode()
-        except Exception as error:  # zipfile raises many on broken bytes; the reason stands for them
+        except Exception as error:  # zipfile raises many on broken bytes; the reason replaces them
             data = why(error).encode()
         return hashlib.blake2b(data, digest_size=WIDTH).digest()
 
-    def as_they_lie(self) -> None:
-        """Files have to be decoded."""
+    def stored_arrays(self) -> None:
+        """Return None: files have to be decoded."""
 
     def identity(self) -> str:
         rows = zip(self.names, self.splits.tolist(), strict=True)
@@ -159,13 +166,13 @@ class _Files:
     def fingerprint(self, index: int) -> bytes:
         return self.fingerprints[index * WIDTH : (index + 1) * WIDTH]
 
-    def picture(self, index: int) -> Pixels:
+    def picture(self, index: int) -> UInt8Array:
         return decode(self.container.read(self.names[index]), self.recipe)
 
 
 def _text(container: _Folder | _Zip, name: str) -> str:
     try:
-        return container.read(name).decode("utf-8-sig", "replace")  # what is no text is no line of it either
+        return container.read(name).decode("utf-8-sig", "replace")  # what does not decode as text fails as a line
     except Exception as error:
         raise DataError(f"cannot read {name}: {why(error)}") from None
 
@@ -178,13 +185,13 @@ def _held(names: list[str]) -> str:
     return f"which holds {len(names)} files, none a picture by its ending (.png, .jpg, .webp ...){hint}"
 
 
-def parse_partition(file: str, text: str, names: list[str]) -> npt.NDArray[np.uint8]:
+def parse_partition(file: str, text: str, names: list[str]) -> UInt8Array:
     """Return the split of each picture as a partition file says: uint8 [count], an index into SPLITS.
 
     Lines are `000001.jpg 0`; a file ending in .csv has `000001.jpg,0` below the header image_id,partition.
 
     Raises:
-        DataError: a line that says something else or contradicts another, or pictures without one.
+        DataError: a line has another form or contradicts an earlier one, or a picture has no line.
     """
     comma = file.endswith(".csv")
     split_of: dict[str, int] = {}
@@ -208,11 +215,11 @@ def parse_partition(file: str, text: str, names: list[str]) -> npt.NDArray[np.ui
 
 
 @contextmanager
-def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[Source]:
-    """Give what a path holds.
+def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) -> Iterator[PictureSource]:
+    """Yield the source that a path holds.
 
     Raises:
-        DataError: nothing that pictures can be read of.
+        DataError: the path holds nothing that pictures can be read from.
     """
     takes = "--data takes a folder, a zip, .npy or .npz of pictures"
     if not path.exists():

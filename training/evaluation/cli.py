@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,20 @@ from training.commands import needs, refuse
 from training.errors import TrainingError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    from serve.errors import ServeError
+
+    try:
+        yield
+    except (TrainingError, ServeError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot write {error.filename or 'the results'}: {error.strerror or error}"
+        ) from None
 
 
 @click.group(cls=DefaultGroup, default="measure", context_settings={"show_default": True, "max_content_width": 100})
@@ -134,25 +150,18 @@ def measure(
     if model.is_file():
         refuse(("priors", "modes", "latent_noise"), "is settled in a bundle; measure the run to choose another")
         refuse(("snapshots",), "measures those of a run, and a bundle has none")
-    from serve.errors import ServeError
-    from training.evaluation.judge import Plan
+    from training.evaluation.evaluator import Plan
     from training.evaluation.measure import evaluate
     from training.evaluation.report import report, write
 
     plan = Plan(extractor, inception=inception is not None, **options)
-    try:
+    with _clear_errors():
         done = evaluate(model, data, plan, partial(click.echo, err=True))
         click.echo(report(done.name, done.records), nl=False)
         if markdown:
             write(markdown, report(done.name, done.records, every_latent=True))
         if json_file:
             write(json_file, json.dumps(done.document(), indent=2) + "\n")
-    except (TrainingError, ServeError) as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(
-            f"cannot write {error.filename or 'the results'}: {error.strerror or error}"
-        ) from None
 
 
 @main.command()
@@ -170,7 +179,7 @@ def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | No
     from training.evaluation import compare as comparison
     from training.evaluation.report import write
 
-    try:
+    with _clear_errors():
         measured = [comparison.read(path) for path in paths]
         text = comparison.compare(measured)
         click.echo(text, nl=False)
@@ -178,9 +187,3 @@ def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | No
             write(markdown, text)
         if json_file:
             write(json_file, json.dumps([each.document() for each in measured], indent=2) + "\n")
-    except TrainingError as error:
-        raise click.ClickException(str(error)) from None
-    except OSError as error:
-        raise click.ClickException(
-            f"cannot write {error.filename or 'the results'}: {error.strerror or error}"
-        ) from None

@@ -1,4 +1,4 @@
-"""Several runs in one document: a row a run, and every column of one protocol."""
+"""Compare runs in one document: a row a run, and in each column one protocol."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from training.errors import DataError, RunError
 from training.evaluation.report import protocol, table
 from training.record.run import Run
+from training.types import Record
 
-Record = dict[str, Any]
 Column = tuple[str, str]  # the metric, and the set with its latent normalisation
 
-# What a record of pictures holds: its title, key and format, and the better of several values.
+# The quantities of a record of pictures: title, key, format, and which of several values is the best.
 _QUANTITIES: tuple[tuple[str, str, str, Callable[[Iterable[float]], float]], ...] = (
     ("{metric}", "value", ".4g", min),
     ("KID ({name})", "kid", ".5f", min),
@@ -27,11 +27,11 @@ LATENTS: Column = ("latents", "latents")
 
 @dataclass(frozen=True)
 class Measured:
-    """A run or a bundle, and what was measured of it.
+    """A run or a bundle with its measurements.
 
     Attributes:
-        name: Of the run directory or the bundle.
-        recipe: As JSON holds it: another version may have written it.
+        name: The name of the run directory or the bundle.
+        recipe: The recipe's values as JSON, as another version may have written it.
         records: The measurements.
     """
 
@@ -40,16 +40,16 @@ class Measured:
     records: list[Record]
 
     def document(self) -> Record:
-        """Return what `evaluate-vae --json` writes and `read` takes."""
+        """Return the content of a file of `evaluate-vae --json`, which `read` takes."""
         return {"name": self.name, "recipe": self.recipe, "records": self.records}
 
 
 def read(path: Path) -> Measured:
-    """Return the measurements of a run directory, or those that --json wrote.
+    """Return the measurements of a run directory, or of a file that --json wrote.
 
     Raises:
-        RunError: it is no run, or nothing was measured there.
-        DataError: the file is not evaluate-vae's.
+        RunError: the directory is not a run, or nothing was measured of it.
+        DataError: evaluate-vae did not write the file.
     """
     if path.is_dir():
         run = Run(path)
@@ -70,7 +70,7 @@ def read(path: Path) -> Measured:
 
 
 def _ours(record: Any) -> bool:
-    """Whether a record is evaluate-vae's; anything may be kept beside them."""
+    """Tell whether evaluate-vae wrote a record; a run's metrics.json may hold others."""
     needed = {"metric", "count", "reference"}
     if isinstance(record, dict) and record.get("metric") != "latents":
         needed |= {"set", "value", "seed", "extractor"}
@@ -81,7 +81,7 @@ def compare(measured: list[Measured]) -> str:
     """Return the measurements side by side as Markdown, the best of every column in bold.
 
     Raises:
-        DataError: a column would hold figures of different protocols.
+        DataError: a column would compare values of different protocols.
     """
     runs = {_name(index, measured): each for index, each in enumerate(measured)}
     columns = dict.fromkeys(_column(record) for run in runs.values() for record in run.records if "epoch" not in record)
@@ -100,7 +100,7 @@ def compare(measured: list[Measured]) -> str:
 
 
 def _name(index: int, measured: list[Measured]) -> str:
-    """Return a run's name, with a number where another one has the same."""
+    """Return a run's name, numbered if another run has the same."""
     name = measured[index].name
     same = [at for at, each in enumerate(measured) if each.name == name]
     return name if len(same) == 1 else f"{name} ({same.index(index) + 1})"
@@ -115,7 +115,7 @@ def _column(record: Record) -> Column:
 
 
 def _pick(column: Column, runs: dict[str, Measured]) -> dict[str, Record]:
-    """Return the records of a column, all of one protocol: of those that the runs share, the one of most pictures."""
+    """Return a column's records, all of one protocol: the one with the most pictures that all runs share."""
     found: dict[str, dict[str, Record]] = {}
     for name, run in runs.items():
         records = [each for each in run.records if "epoch" not in each and _column(each) == column]
@@ -146,7 +146,7 @@ def _values(runs: dict[str, Measured], records: dict[str, Record], key: str) -> 
 
 
 def _best(values: list[float | None], form: str, best: Callable[[Iterable[float]], float] | None = None) -> list[str]:
-    """Return a column's cells, the best in bold, what is not known as a dash."""
+    """Return a column's cells, with the best value in bold and a dash for an unknown one."""
     known = [value for value in values if value is not None]
     winner = best(known) if best and len(known) > 1 else None
     cells = ["-" if value is None else format(value, form) for value in values]
@@ -157,7 +157,7 @@ def _best(values: list[float | None], form: str, best: Callable[[Iterable[float]
 
 
 def _recipes(runs: dict[str, Measured], latents: dict[str, Record]) -> str:
-    """Return the table of what was run, and what its posteriors look like."""
+    """Return the table of the runs: main settings, and facts about the latents."""
     recipes = [run.recipe for run in runs.values()]
     columns = {
         "run": list(runs),

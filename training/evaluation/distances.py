@@ -1,4 +1,4 @@
-"""How far two sets of features are apart. Zero, or one, or a hundred means nothing without the extractor's name."""
+"""Distances of two sets of features. A value only compares with others of the same extractor."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from sklearn.metrics import pairwise_distances_chunked
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
 
-from training.evaluation.extractors import Features
-from training.evaluation.statistics import NEIGHBOURS, Floats, Statistics
+from training.evaluation.statistics import NEIGHBOURS, Statistics
+from training.types import Float32Array, Float64Array
 
 SUBSETS, SUBSET = 50, 1000  # of KID: how many, and the features in one at most
 WORKING_MEMORY = 256  # MiB of distances held at a time
@@ -18,8 +18,8 @@ WORKING_MEMORY = 256  # MiB of distances held at a time
 def frechet(a: Statistics, b: Statistics) -> float:
     """Return the Frechet distance of two Gaussians: |ma - mb|^2 + tr(Ca + Cb - 2 (Ca Cb)^1/2) (Heusel et al. 2017).
 
-    Ca Cb has the eigenvalues of Ca^1/2 Cb Ca^1/2, which is symmetric, so that they are real. `a` keeps its root:
-    let it be the one that many are compared with.
+    Ca Cb has the eigenvalues of Ca^1/2 Cb Ca^1/2, which is symmetric, so they are real. The root Ca^1/2 is cached:
+    pass as `a` the statistics that many others are compared with.
     """
     squares = linalg.eigvalsh(a.root @ b.covariance @ a.root)
     cross = np.sqrt(np.maximum(squares, 0)).sum()
@@ -28,11 +28,11 @@ def frechet(a: Statistics, b: Statistics) -> float:
 
 
 def subset_size(real: int, fake: int) -> int:
-    """Return the features in a subset of KID: SUBSET, or half the smaller set where that is fewer."""
+    """Return the number of features in a subset of KID: SUBSET, or half the smaller set if that is less."""
     return max(2, min(SUBSET, real // 2, fake // 2))
 
 
-def kid(real: Features, fake: Features, seed: int) -> tuple[float, float]:
+def kid(real: Float32Array, fake: Float32Array, seed: int) -> tuple[float, float]:
     """Return the kernel inception distance and its standard deviation over subsets (Binkowski et al. 2018).
 
     The unbiased squared maximum mean discrepancy under the kernel (x.y / f + 1)^3, on SUBSETS pairs of
@@ -50,20 +50,20 @@ def kid(real: Features, fake: Features, seed: int) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values))
 
 
-def precision_recall(real: Features, fake: Features) -> tuple[float, float]:
+def precision_recall(real: Float32Array, fake: Float32Array) -> tuple[float, float]:
     """Return improved precision and recall (Kynkaanniemi et al. 2019), k = NEIGHBOURS, both in [0, 1].
 
-    Precision is the share of fakes within reach of a real one, where a real one reaches as far as its k-th
-    neighbour among the real; recall is the same with the roles exchanged.
+    Precision is the share of fakes that are, for some real one, at most as far away as that real one's k-th neighbour
+    among the real. Recall is the same with the roles exchanged.
     """
     return _covered(fake, real), _covered(real, fake)
 
 
-def _covered(points: Features, by: Features) -> float:
+def _covered(points: Float32Array, by: Float32Array) -> float:
     nearest = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute").fit(by)
-    reach = nearest.kneighbors()[0][:, -1]  # without an argument a point is not its own neighbour
+    reach = nearest.kneighbors()[0][:, -1]  # without an argument, a point is not counted as its own neighbour
 
-    def within(distances: Floats, start: int) -> list[bool]:
+    def within(distances: Float64Array, start: int) -> list[bool]:
         return list((distances <= reach).any(axis=1))
 
     chunks = pairwise_distances_chunked(points, by, reduce_func=within, working_memory=WORKING_MEMORY)

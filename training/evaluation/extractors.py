@@ -1,4 +1,4 @@
-"""Extractors: pictures to features. Any ONNX model is one; its name goes beside every figure."""
+"""Extractors turn pictures into features. Any ONNX model can be one; every result names it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.devices import NVIDIA_DRIVER
 from training.errors import DataError
-
-Images = npt.NDArray[np.uint8]
-Features = npt.NDArray[np.float32]
+from training.types import Float32Array, UInt8Array
 
 _FLOATS = ("tensor(float)", "tensor(float16)", "tensor(double)")
 
 
 class Extractor(ABC):
-    """Features of pictures.
+    """A model that turns pictures into features.
 
     Args:
         path: The model's file; its stem is the extractor's name.
-        side: Height and width of the pictures to come.
+        side: Height and width of the pictures.
 
     Attributes:
-        name: Of the model.
-        metric: What a Frechet distance of these features is called.
-        resize: How pictures become the model's input.
+        name: The name of the model.
+        metric: The name of a Frechet distance of these features.
+        resize: How pictures are resized to the model's input.
         digest: SHA-256 of the file, hexadecimal.
         size: Features a picture.
     """
@@ -50,29 +47,29 @@ class Extractor(ABC):
 
     @classmethod
     def hint(cls) -> str:
-        """Return what to do where the file is not there."""
+        """Return what to do if the file cannot be read."""
         return "; pass an ONNX model: uint8 [n, h, w, 3] -> float [n, features]"
 
     @abstractmethod
     def open(self, data: bytes, path: Path, side: int) -> None:
-        """Make a model of the file's bytes, and set `metric`, `resize` and `size`."""
+        """Load the model from the file's bytes, and set `metric`, `resize` and `size`."""
 
     @abstractmethod
-    def run(self, images: Images) -> Any:
-        """Return what the model gives for uint8 [n, h, w, 3]."""
+    def run(self, images: UInt8Array) -> Any:
+        """Return the model's output for uint8 [n, h, w, 3]."""
 
-    def __call__(self, images: Images) -> Features:
+    def __call__(self, images: UInt8Array) -> Float32Array:
         """Return the features of uint8 [n, h, w, c], float32 [n, size]; grey pictures are repeated to 3 channels."""
         colour = np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
         return np.asarray(self.run(colour), np.float32)
 
     def card(self) -> dict[str, Any]:
-        """Return what goes beside every figure."""
+        """Return what every record says of the extractor."""
         return {"name": self.name, "digest": self.digest, "features": self.size, "resize": self.resize}
 
 
 class OnnxExtractor(Extractor):
-    """An ONNX model, uint8 [n, h, w, 3] -> float [n, features], by ONNX Runtime: on CUDA where it has it, or the CPU.
+    """An ONNX model, uint8 [n, h, w, 3] -> float [n, features], on ONNX Runtime, with CUDA if that is there.
 
     Raises:
         DataError: the file is not such a model.
@@ -89,10 +86,10 @@ class OnnxExtractor(Extractor):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         providers: list[Any] = ["CPUExecutionProvider"]
-        # Without a driver the runtime would fall back with pages of warnings.
+        # Without a driver the runtime would fall back to the CPU, with pages of warnings.
         if NVIDIA_DRIVER.exists() and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             onnxruntime.preload_dlls()
-            # TF32 would set features apart from those that a CPU gave.
+            # With TF32 the features would differ from those that a CPU computes.
             providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": "0"}))
         try:
             self.session = onnxruntime.InferenceSession(data, options, providers=providers)
@@ -102,13 +99,13 @@ class OnnxExtractor(Extractor):
         self._check(path, side, _takes(inputs, side) and len(outputs) == 1 and outputs[0].type in _FLOATS)
         try:
             features = self.run(np.zeros((2, side, side, 3), np.uint8))
-        except Exception as error:  # as above
+        except Exception as error:  # the runtime's own exceptions share no base
             reason = str(error).strip().splitlines()[0]
             raise DataError(f"{path} does not run on pictures of {side}x{side}: {reason}") from None
         self._check(path, side, features.ndim == 2 and len(features) == 2 and features.shape[1] > 0)
         self.size = int(features.shape[1])
 
-    def run(self, images: Images) -> Any:
+    def run(self, images: UInt8Array) -> Any:
         return self.session.run(None, {self.session.get_inputs()[0].name: images})[0]
 
     def _check(self, path: Path, side: int, fits: bool) -> None:
@@ -122,7 +119,7 @@ class OnnxExtractor(Extractor):
 
 
 def _takes(inputs: list[Any], side: int) -> bool:
-    """Tell whether the inputs are one batch of pictures, of any size or of this one."""
+    """Tell whether the inputs are one batch of pictures, of any size or of this side."""
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         return False
     batch, height, width, channels = inputs[0].shape

@@ -1,8 +1,8 @@
-"""The Inception network of 2015, whose features alone make a Frechet distance a FID.
+"""The Inception network of 2015: a Frechet distance of its features, and of no others, is called FID.
 
 The protocol is that of the papers: TensorFlow's frozen graph, pictures resized bilinearly to 299x299 as
 TensorFlow 1 did (corners not aligned, pixels at their corners), (x - 128) / 128 fed at Mul:0, the 2048 values of
-pool_3:0 taken. This is the one module here that loads TensorFlow, and only where it is used.
+pool_3:0 taken. This is the only module of evaluation that loads TensorFlow, and only when it is used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
+from training.types import UInt8Array
 
 ARCHIVE = "https://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz"
 INPUT, OUTPUT = "Mul:0", "pool_3:0"
@@ -24,7 +25,7 @@ class Inception(Extractor):
     """classify_image_graph_def.pb: uint8 [n, h, w, 3] -> float32 [n, 2048].
 
     Raises:
-        DataError: the file is missing or another graph, or TensorFlow is not installed.
+        DataError: the file is missing or is another graph, or TensorFlow is not installed.
     """
 
     @classmethod
@@ -65,5 +66,5 @@ class Inception(Extractor):
             )
         self.size = int(pooled.shape[-1])
 
-    def run(self, images: Images) -> Any:
+    def run(self, images: UInt8Array) -> Any:
         return np.asarray(self.function(images))[:, 0, 0]

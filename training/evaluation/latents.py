@@ -1,6 +1,6 @@
-"""What the posteriors look like: the variance law and the inactive latents, in the two definitions there are.
+"""Facts about the posteriors: the variance law and the inactive latents, each in two definitions.
 
-The paper speaks of variances; its authors' code takes the posterior's standard deviation for one. Both are told.
+The paper defines both by the posterior's variance; its authors' code uses the standard deviation. Both are reported.
 """
 
 from __future__ import annotations
@@ -8,29 +8,27 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.fit.stage import ACTIVE_BELOW
-
-Floats = npt.NDArray[np.float32]
+from training.model.latents import ACTIVE_BELOW
+from training.types import Float32Array
 
 
 class Tally:
-    """Posteriors and errors of reconstructed pictures, as they come."""
+    """Accumulates posteriors and errors of reconstructed pictures."""
 
     def __init__(self) -> None:
-        self.means: list[Floats] = []
-        self.sds: list[Floats] = []
+        self.means: list[Float32Array] = []
+        self.sds: list[Float32Array] = []
         self.squares, self.values = 0.0, 0
 
-    def add(self, mean: Floats, sd: Floats | None, pictures: Floats, decoded: Floats) -> None:
-        """Take in a batch.
+    def add(self, mean: Float32Array, sd: Float32Array | None, pictures: Float32Array, decoded: Float32Array) -> None:
+        """Add a batch.
 
         Args:
-            mean: Of the posteriors, [n, latents].
-            sd: The same of their deviations, or None from a deterministic encoder.
-            pictures: In [0, 1].
-            decoded: The same from the posteriors' means.
+            mean: Means of the posteriors, [n, latents].
+            sd: Deviations of the posteriors, [n, latents]; None of a deterministic encoder.
+            pictures: Pictures in [0, 1].
+            decoded: What their posteriors' means are decoded to, of the same shape.
         """
         self.means.append(mean)
         if sd is not None:
@@ -39,7 +37,7 @@ class Tally:
         self.values += pictures.size
 
     def summary(self) -> dict[str, Any]:
-        """Return mse (per value, of pictures in [0, 1]), the variance law, inactive latents, and each latent."""
+        """Return the mse per value (of pictures in [0, 1]), variance law, inactive latents, and facts of each latent."""
         mean = np.concatenate(self.means).astype(np.float64)
         spread = mean.var(axis=0)
         facts: dict[str, Any] = {"mse": self.squares / self.values, "latents": mean.shape[1]}

@@ -1,4 +1,4 @@
-"""Measuring, end to end: a run or a bundle, pictures and a plan become records; a run keeps them."""
+"""Measure a run or a bundle from end to end. A run keeps the records."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from serve import bundle
-from training.data.dataset import load
+from training.data.dataset import load_data
 from training.errors import DataError
 from training.evaluation.compare import Measured
+from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.judge import Judge, Plan
 from training.evaluation.reference import choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
-from training.record.files import write_json
+from training.files import write_json
 from training.record.progress import reading
-from training.record.run import Record, Run
+from training.record.run import Run
+from training.types import Record
 
-# What makes two records the same measurement; the rest is what it found.
+# Two records are the same measurement if these are equal; all else in them is the result.
 PROTOCOL = (
     "metric",
     "set",
@@ -34,19 +35,19 @@ PROTOCOL = (
     "extractor",
 )
 
-LOCK = "measuring"  # held while a file of measurements is written
+LOCK = "measuring"  # the lock that is held while measurements are written
 
 
 def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Measured:
     """Measure a run directory or a bundle against the pictures of `data`.
 
-    A run keeps every record in its metrics.json as soon as there is one, and figure 2 if snapshots are measured.
-    `say` is told what else a person should know.
+    Each record is added to the run's metrics.json as soon as it is there; with snapshots, figure 2 is drawn. `say` is
+    called with lines for a person to read.
 
     Raises:
-        DataError: of the pictures, the extractor or the cache.
+        DataError: the pictures or the extractor cannot be used, or the cache cannot be written.
         RunError: the run is not finished, lacks what the plan asks for, or holds measurements that cannot be read.
-        ServeError: the bundle is none, or cannot be run here.
+        ServeError: the file is not a bundle, or cannot be run here.
         OSError: the run's folder cannot be written.
     """
     run = Run(model) if model.is_dir() else None
@@ -55,15 +56,15 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
     with reading() as advance:
-        splits = load(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
+        splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
     say(f"{splits.train.report.kind}: {splits.train.report}")
-    judge = Judge(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
-    if judge.no_distance and plan.snapshots:
-        raise DataError(f"--snapshots draws Frechet distances, and there is none: {judge.no_distance}")
-    if judge.no_distance:
-        say(f"no {extractor.metric} is measured: {judge.no_distance}")
+    evaluator = Evaluator(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    if evaluator.no_distance and plan.snapshots:
+        raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
+    if evaluator.no_distance:
+        say(f"no {extractor.metric} is measured: {evaluator.no_distance}")
     records = []
-    for record in subject.records(judge):
+    for record in subject.records(evaluator):
         records.append(record)
         if run:
             keep(run, record)
@@ -74,12 +75,12 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
 
 
 def keep(run: Run, record: Record) -> None:
-    """Add a record to the run's metrics.json, in the place of the same measurement made earlier.
+    """Add a record to the run's metrics.json, in the place of an earlier one of the same measurement.
 
-    Others may measure the run at the same time: what they add between reading and writing would be lost.
+    A lock is held, as another process that measures the run could add a record between our reading and writing.
 
     Raises:
-        RunError: what is there cannot be read.
+        RunError: metrics.json cannot be read.
     """
     with run.locked(LOCK):
         others = [each for each in run.metrics if _protocol(each) != _protocol(record)]

@@ -1,57 +1,56 @@
-"""The pictures measured against, and the cache of what is known of them.
+"""The reference: real pictures to measure against, and their cached statistics.
 
-A cached file's name is made of what it follows from - the pictures, the extractor, the count - so nothing in it
-goes stale, and a damaged one is made again.
+The name of a cached file has all that its content depends on: the pictures, the extractor, the count. So it is never
+out of date; a damaged file is computed again.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.card import Card
-from training.data.cache import default_folder
+from training.data.cache import Cache, default_folder
 from training.data.dataset import Dataset, Splits
-from training.data.images import SPLITS
+from training.data.splits import SPLITS
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
 from training.evaluation.statistics import Statistics, collect
 from training.recipe import Recipe
+from training.types import IndexArray, UInt8Array
 
-Through = Callable[[Iterable[Images]], Iterable[Images]]
+Through = Callable[[Iterable[UInt8Array]], Iterable[UInt8Array]]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Pictures of a split, evenly spread over it.
+    """Real pictures to measure against, spread evenly over a split.
 
     Attributes:
-        images: The whole split, uint8 [n, side, side, channels]; may be on disk.
-        chosen: Indices of the pictures measured against, rising.
-        card: What goes beside every figure: the data's digest, the split, counts, how pictures were read.
+        images: The whole split, uint8 [n, side, side, channels]; may be a memory map.
+        chosen: Indices of the pictures of the reference, in rising order.
+        card: What every record says of the reference: the data's digest, the split, counts, how pictures were read.
     """
 
-    images: Images
-    chosen: npt.NDArray[np.intp]
+    images: UInt8Array
+    chosen: IndexArray
     card: dict[str, Any]
 
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def batches(self, size: int) -> Iterator[Images]:
+    def batches(self, size: int) -> Iterator[UInt8Array]:
         """Yield the pictures, `size` at a time."""
         for at in range(0, len(self), size):
             yield np.asarray(self.images[self.chosen[at : at + size]])
 
 
 def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
-    """Return `count` pictures of a split, or all where it has fewer.
+    """Return a reference of `count` pictures of a split, or of all if it has fewer.
 
     Raises:
         DataError: the data has no such split.
@@ -74,7 +73,7 @@ def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
 
 
 def pictures_of(card: Card) -> Recipe:
-    """Return a recipe that reads pictures as a bundle's did: all else in it means nothing."""
+    """Return a recipe that reads pictures as the bundle's own did. Its other settings are without meaning."""
     height, _, channels = card.image_shape
     known = {key: card.recipe[key] for key in ("crop", "resize") if key in card.recipe}
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
@@ -84,51 +83,35 @@ def pictures_of(card: Card) -> Recipe:
 def statistics(
     reference: Reference, extractor: Extractor, cache: Path | None, batch: int, through: Through
 ) -> Statistics:
-    """Return what is known of the reference, from the cache or extracted now and cached.
+    """Return the statistics of the reference, from the cache, or computed and then cached.
 
     Args:
         reference: The pictures.
-        extractor: Gives their features.
-        cache: The folder whose part "reference" is looked in and written to; None takes the user's.
-        batch: Pictures at a time.
-        through: What batches pass on their way: a progress bar.
+        extractor: Computes their features.
+        cache: The cache folder; its subfolder "reference" is used. None means the user's cache folder.
+        batch: Pictures in a batch.
+        through: Wraps the batches, with a progress bar for example.
 
     Raises:
         DataError: the cache cannot be written.
     """
-    folder = (cache or default_folder()) / "reference"
-    path = folder / f"{reference.card['data']}-{extractor.digest}-{len(reference)}.npz"
-    known = _read(path, len(reference), extractor.size)
+    kept = Cache((cache or default_folder()) / "reference")
+    name = f"{reference.card['data']}-{extractor.digest}-{len(reference)}.npz"
+    known = _read(kept.folder / name, len(reference), extractor.size)
     if known is None:
         known = collect(extractor, through(reference.batches(batch)))
-        _write(path, known)
+        with kept.writing(name) as file:
+            np.savez(file, mean=known.mean, covariance=known.covariance, features=known.features)
     return known
 
 
 def _read(path: Path, count: int, size: int) -> Statistics | None:
-    """Return the cached statistics, or None where there are none that can be read."""
+    """Return the cached statistics; None if there are none that can be read."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             mean, covariance, features = (arrays[name] for name in ("mean", "covariance", "features"))
-    except Exception:  # none there, or zipfile, zlib and numpy each with their own for broken bytes
+    except Exception:  # there is no file, or zipfile, zlib or numpy raise their own on broken bytes
         return None
     shapes = (mean.shape, covariance.shape, features.shape)
     whole = shapes == ((size,), (size, size), (count, size)) and features.dtype == np.float32
     return Statistics(count, mean, covariance, features) if whole else None
-
-
-def _write(path: Path, known: Statistics) -> None:
-    """Write the statistics, atomically: evaluations beside each other may write the same file."""
-    part = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as file:
-            part = Path(file.name)
-            np.savez(file, mean=known.mean, covariance=known.covariance, features=known.features)
-        part.replace(path)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise DataError(f"cannot write to {path.parent}: {reason}; choose another folder with --cache") from None
-    finally:
-        if part:
-            part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a person reads: a table that is Markdown and, padded, as good in a terminal; and what stands beside it."""
+"""Records as text: Markdown tables, padded so that they can be read in a terminal, with the protocol below."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
+from training.types import Record
+
 Row = Sequence[str]
 
 _COLUMNS = ("set", "prior", "latent normalisation", "KID", "precision", "recall", "samples")
@@ -23,11 +24,11 @@ def table(header: Row, rows: Iterable[Row]) -> str:
 
 
 def report(name: str, records: list[Record], every_latent: bool = False) -> str:
-    """Return the records of one measurement as Markdown: the figures, the latents, and the protocol.
+    """Return the records of one measurement as Markdown: the results, the latents, and the protocol.
 
     Args:
-        name: Of the run or bundle.
-        records: As `measure` made them.
+        name: The name of the run or bundle.
+        records: The records that `measure.evaluate` made.
         every_latent: Whether each latent gets a row.
     """
     figures = [record for record in records if "value" in record]
@@ -61,7 +62,7 @@ def _cell(value: Any) -> str:
 
 
 def latents(record: Record) -> str:
-    """Return what a record of the latents says, in a sentence or two."""
+    """Return a record of the latents in a sentence or two."""
     text = f"Reconstruction: mse {record['mse']:.5f} of {record['count']} pictures in [0, 1]. "
     if "variance_law" not in record:
         return text + (
@@ -77,7 +78,7 @@ def latents(record: Record) -> str:
 
 
 def protocol(record: Record) -> str:
-    """Return how a figure was measured, in a line."""
+    """Return one line that says how a record was measured."""
     extractor, reference = record["extractor"], record["reference"]
     parts = [
         f"Extractor {extractor['name']}: {extractor['features']} features, sha256 {extractor['digest'][:16]}, resize: "
@@ -96,6 +97,6 @@ def protocol(record: Record) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a text file, in folders made for it."""
+    """Write a text file, and make its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -1,4 +1,4 @@
-"""Features as they come: their mean and covariance, and where wanted the features themselves."""
+"""The mean and covariance of features that come in batches, and on request the features themselves."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 from scipy import linalg
 
 from training.errors import DataError
-from training.evaluation.extractors import Extractor, Features, Images
+from training.evaluation.extractors import Extractor
+from training.types import Float32Array, Float64Array, UInt8Array
 
-Floats = npt.NDArray[np.float64]
 NEIGHBOURS = 3  # k of precision and recall, which take more pictures than that
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of a set of pictures.
+    """The features of a set of pictures.
 
     Attributes:
-        count: Pictures in it.
-        mean: Of the features, float64 [f].
-        covariance: Of the features, unbiased, float64 [f, f].
-        features: float32 [count, f], or [0, f] where they were not kept.
+        count: Number of pictures.
+        mean: Mean of the features, float64 [f].
+        covariance: Unbiased covariance of the features, float64 [f, f].
+        features: float32 [count, f], or [0, f] if they were not kept.
     """
 
     count: int
-    mean: Floats
-    covariance: Floats
-    features: Features
+    mean: Float64Array
+    covariance: Float64Array
+    features: Float32Array
 
     @cached_property
-    def root(self) -> Floats:
-        """The covariance's symmetric root, [f, f]."""
+    def root(self) -> Float64Array:
+        """The symmetric square root of the covariance, [f, f]."""
         values, vectors = linalg.eigh(self.covariance)
-        root: Floats = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+        root: Float64Array = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         return root
 
 
 class Moments:
-    """Mean and covariance of rows that come in batches, in float64.
+    """Accumulates the mean and covariance of rows in batches, in float64.
 
-    Batches are merged by their own means (Chan, Golub & LeVeque), so that nothing cancels.
+    Each batch is centred at its own mean before it is merged (Chan, Golub & LeVeque), which avoids cancellation.
     """
 
     def __init__(self, size: int) -> None:
@@ -52,8 +51,8 @@ class Moments:
         self.mean = np.zeros(size)
         self.scatter = np.zeros((size, size))
 
-    def add(self, rows: Features) -> None:
-        """Take in rows [n, size], n of any size but 0."""
+    def add(self, rows: Float32Array) -> None:
+        """Add rows [n, size], with n above 0."""
         values = rows.astype(np.float64)
         mean = values.mean(axis=0)
         apart = mean - self.mean
@@ -64,13 +63,13 @@ class Moments:
         self.count = total
 
     @property
-    def covariance(self) -> Floats:
+    def covariance(self) -> Float64Array:
         """The unbiased covariance, [size, size]."""
         return self.scatter / (self.count - 1)
 
 
-def collect(extractor: Extractor, batches: Iterable[Images], keep: bool = True) -> Statistics:
-    """Return the statistics of pictures that come in batches; `keep` holds on to their features."""
+def collect(extractor: Extractor, batches: Iterable[UInt8Array], keep: bool = True) -> Statistics:
+    """Return the statistics of pictures in batches; with `keep`, their features too."""
     moments = Moments(extractor.size)
     kept = [np.empty((0, extractor.size), np.float32)]
     for images in batches:
@@ -82,7 +81,7 @@ def collect(extractor: Extractor, batches: Iterable[Images], keep: bool = True) 
 
 
 def too_few(count: int, extractor: Extractor) -> str:
-    """Return why so few pictures have no Frechet distance: a singular covariance. Empty where they have one."""
+    """Return why so few pictures have no Frechet distance, as their covariance is singular; empty if they have one."""
     least = extractor.size + 1
     if count >= least:
         return ""
@@ -93,6 +92,6 @@ def too_few(count: int, extractor: Extractor) -> str:
 
 
 def check_enough(count: int, extractor: Extractor) -> None:
-    """Raise DataError where so few pictures have no Frechet distance."""
+    """Raise DataError if there are too few pictures for a Frechet distance."""
     if why := too_few(count, extractor):
         raise DataError(why)

@@ -1,4 +1,4 @@
-"""What is measured: a run, of which everything is known, or a bundle, which only makes samples."""
+"""What can be measured: a run, in every respect, or a bundle, of which there are only samples."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from serve.bundle import Bundle
 from serve.engine import Engine
 from training.errors import RunError
-from training.evaluation.judge import Judge, Plan
+from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.latents import Tally
 from training.evaluation.reference import pictures_of
-from training.evaluation.sampling import FirstStage, Sampler
+from training.evaluation.sampling import FirstStage, LatentSampler
 from training.evaluation.snapshots import found
-from training.model import priors
 from training.model.normalise import MODES
-from training.record.run import Record, Run, load_model
+from training.record.run import Run, load_model
+from training.types import Record
 
 SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm": "GMM"}
 
 
 class RunSubject:
-    """A finished run. Constructing it checks that it has what the plan asks for, before anything takes time.
+    """A finished run. The constructor checks that it has all that the plan asks for, before any long work.
 
     Attributes:
-        name: Of its folder.
-        pictures: The recipe that its pictures are read with.
-        recipe: The same, as JSON-ready values.
+        name: The name of its folder.
+        pictures: The recipe to read pictures with.
+        recipe: The same recipe as JSON-ready values.
 
     Raises:
         RunError: the run is not finished, lacks a prior or the snapshots asked for, holds measurements that cannot be
-            read, or the plan has what changes nothing.
+            read; or an option of the plan would change nothing.
     """
 
     def __init__(self, run: Run, plan: Plan) -> None:
@@ -44,12 +44,12 @@ class RunSubject:
             raise RunError("--normalise is for fitted priors, and only the normal one is measured; leave it out")
         if plan.latent_noise and "second-stage" not in names:
             raise RunError("--latent-noise is the second stage's, which is not measured; leave it out")
-        self.sampled = [(Sampler(run, name, plan.latent_noise), self._modes(name)) for name in names]
+        self.sampled = [(LatentSampler(run, name, plan.latent_noise), self._modes(name)) for name in names]
         self.snapshots = found(run) if plan.snapshots else []
-        _ = run.metrics  # what cannot be read cannot be added to
+        _ = run.metrics  # raises now if it cannot be read, as records will be added to it
 
     def _priors(self) -> tuple[str, ...]:
-        here = priors.available(self.run)
+        here = self.run.priors
         for name in self.plan.priors:
             if name not in here:
                 raise RunError(f"{self.run.path} has no prior {name!r}; it has {', '.join(here)}")
@@ -58,49 +58,53 @@ class RunSubject:
     def _modes(self, prior: str) -> tuple[str, ...]:
         """Return the latent normalisations of a prior.
 
-        A fitted density has the variance of what it was fitted to, so there normalisation is for those who ask;
-        and the standard normal is what it is.
+        A fitted density has the variance of the latents already, so it is only normalised on request; the standard
+        normal never is.
         """
         if prior == "normal":
             return ("none",)
         return self.plan.modes or (MODES if prior == "second-stage" else ("none",))
 
-    def records(self, judge: Judge) -> Iterator[Record]:
+    def records(self, evaluator: Evaluator) -> Iterator[Record]:
         """Yield REC and the latents, then every prior under every normalisation, then the snapshots."""
         tally = Tally()
-        yield self._reconstructions(judge, self.first, tally)
-        reference = judge.reference
+        yield self._reconstructions(evaluator, self.first, tally)
+        reference = evaluator.reference
         yield {"metric": "latents", **tally.summary(), "count": len(reference), "reference": reference.card}
         for sampler, modes in self.sampled:
             for mode in modes:
-                yield self._samples(judge, self.first, sampler, mode)
+                yield self._samples(evaluator, self.first, sampler, mode)
         for epoch, path in self.snapshots:
             first = FirstStage(load_model(path))
-            yield self._reconstructions(judge, first, Tally(), epoch=epoch)
-            yield self._samples(judge, first, Sampler(self.run, "normal"), "none", epoch=epoch)
+            yield self._reconstructions(evaluator, first, Tally(), epoch=epoch)
+            yield self._samples(evaluator, first, LatentSampler(self.run, "normal"), "none", epoch=epoch)
 
-    def _reconstructions(self, judge: Judge, first: FirstStage, tally: Tally, **protocol: Any) -> Record:
-        pictures = first.reconstruct(judge.reference.batches(self.plan.batch), tally)
-        return judge(pictures, len(judge.reference), "REC", **protocol)
+    def _reconstructions(
+        self, evaluator: Evaluator, first: FirstStage, tally: Tally, **protocol: str | float
+    ) -> Record:
+        pictures = first.reconstruct(evaluator.reference.batches(self.plan.batch), tally)
+        return evaluator(pictures, len(evaluator.reference), "REC", **protocol)
 
-    def _samples(self, judge: Judge, first: FirstStage, sampler: Sampler, mode: str, **protocol: Any) -> Record:
+    def _samples(
+        self, evaluator: Evaluator, first: FirstStage, sampler: LatentSampler, mode: str, **protocol: str | float
+    ) -> Record:
         plan, name = self.plan, sampler.name
         if sampler.gamma:
             protocol["latent_noise"] = sampler.gamma
         latents = sampler.latents(plan.seed, plan.count, plan.batch, sampler.normalisation(mode))
-        return judge(first.decode(latents), plan.count, SETS[name], prior=name, normalisation=mode, **protocol)
+        return evaluator(first.decode(latents), plan.count, SETS[name], prior=name, normalisation=mode, **protocol)
 
 
 class BundleSubject:
-    """A bundle on the engine that serves it: there is no encoder, so neither reconstructions nor latents.
+    """A bundle on the engine that serves it. It has no encoder, so there are neither reconstructions nor latents.
 
     Attributes:
-        name: The model's.
-        pictures: A recipe that reads pictures as its own did.
-        recipe: Its own, as the card has it.
+        name: The name of the model.
+        pictures: A recipe that reads pictures as the bundle's own did.
+        recipe: The recipe on the bundle's card.
 
     Raises:
-        EngineError: it cannot be run here.
+        EngineError: the bundle cannot be run here.
     """
 
     def __init__(self, bundle: Bundle, plan: Plan) -> None:
@@ -109,9 +113,9 @@ class BundleSubject:
         self.pictures = pictures_of(bundle.card)
         self.engine = Engine(bundle, batch=plan.batch)
 
-    def records(self, judge: Judge) -> Iterator[Record]:
-        """Yield the record of its samples."""
+    def records(self, evaluator: Evaluator) -> Iterator[Record]:
+        """Yield the record of the bundle's samples."""
         plan, prior = self.plan, self.card.prior
         pictures = (images for _, images in self.engine.stream(plan.seed, 0, plan.count))
         mode = self.card.normalisation["mode"]
-        yield judge(pictures, plan.count, SETS.get(prior, prior), prior=prior, normalisation=mode)
+        yield evaluator(pictures, plan.count, SETS.get(prior, prior), prior=prior, normalisation=mode)

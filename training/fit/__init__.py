@@ -1,1 +1,5 @@
-"""Training that survives: two stages, in pieces that can be stopped and resumed, on one device or several."""
+"""Training of both stages, which can be stopped and resumed at any minibatch, on one device or several."""
+
+from training.backend import set_defaults
+
+set_defaults()

@@ -13,13 +13,13 @@ import numpy.typing as npt
 class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
     """One shuffled pass over `count` items, from minibatch `skip` on, up to `end`.
 
-    The order and every random draw are a function of (seed, epoch, minibatch), so a resumed epoch goes on
-    exactly where the stopped one would have.
+    The order and every random draw are functions of (seed, epoch, minibatch), so a resumed epoch continues exactly
+    as the stopped one would have.
 
     Args:
-        count: Items there are; a last partial minibatch is left out, another one each epoch.
+        count: Number of items. Those left over after the last full minibatch are skipped: others each epoch.
         batch: Items a minibatch.
-        draw: Gives a minibatch from indices and a generator of its own.
+        draw: Makes a minibatch of indices and a random generator of its own.
     """
 
     def __init__(

@@ -1,11 +1,10 @@
-"""Data parallelism: each minibatch of a stage shared out among the devices of a machine, or among machines.
+"""Data parallelism: the devices of a machine, or several machines, share each minibatch of a stage.
 
-This is the one module of `training` that asks a backend by name: how devices work together is what Keras
-leaves to them. Everything is imported late, and only what the chosen backend needs.
+This module and `model.replicas` are the only ones that distinguish backends, as Keras leaves to its backends how
+devices work together. Backends are imported late, and only the chosen one.
 
-The shares together are one minibatch: batch norm, noise and the balance policy see all of it, so that the
-number of devices changes a result by rounding alone. On JAX that is how sharding works; on TensorFlow it is what
-`normal_like`, `mean` and synchronised batch norm are for.
+Batch norm, noise and the balance policy see the whole minibatch, so that the number of devices changes a result by
+rounding alone. On JAX sharding works that way; on TensorFlow `model.replicas` and synchronised batch norm make it so.
 """
 
 from __future__ import annotations
@@ -23,23 +22,24 @@ import keras
 from keras import ops
 
 from training.errors import TrainingError
+from training.model.replicas import replicas
 
 
 @contextmanager
-def spread(wanted: str, size: int) -> Iterator[None]:
-    """Build and train what the block builds and trains on several devices, each minibatch shared out.
+def strategy_scope(wanted: str, size: int) -> Iterator[None]:
+    """Have the models that the block builds and trains share each minibatch among several devices.
 
     TensorFlow mirrors the weights (MirroredStrategy), on several machines where TF_CONFIG names them
     (MultiWorkerMirroredStrategy); JAX shards the minibatch (keras.distribution). Where there is no GPU, a
     number above one splits the CPU into as many virtual devices: no faster, but the same code path.
 
     Args:
-        wanted: "1"; a number of devices; or "all" GPUs. Of each machine, where there are several.
+        wanted: A number of devices, or "all" GPUs; of each machine, where there are several.
         size: Items a minibatch.
 
     Raises:
-        TrainingError: more devices than there are, a minibatch that they cannot share evenly, a backend that
-            cannot, or another machine that was lost.
+        TrainingError: there are fewer devices, they cannot share a minibatch evenly, the backend cannot share at
+            all, or another machine was lost.
     """
     backend = str(keras.backend.backend())
     if wanted == "1" and workers() == 1:
@@ -58,13 +58,13 @@ def spread(wanted: str, size: int) -> Iterator[None]:
 
 
 def workers() -> int:
-    """Return how many machines TF_CONFIG has train together; 1 where there is none."""
+    """Return how many machines TF_CONFIG lets train together; 1 where it is not set."""
     cluster = _config().get("cluster", {})
     return max(1, len(cluster.get("chief", [])) + len(cluster.get("worker", [])))
 
 
-def first() -> bool:
-    """Tell whether this process is the one, of several on several machines, whose run directory is kept."""
+def is_chief() -> bool:
+    """Tell whether this process is the chief: of all machines, the one whose run directory is kept."""
     config = _config()
     task = config.get("task", {})
     leader = "chief" if "chief" in config.get("cluster", {}) else "worker"
@@ -73,11 +73,11 @@ def first() -> bool:
 
 @contextmanager
 def run_directory(out: Path) -> Iterator[Path]:
-    """Give the folder to work in: on the first machine `out`; on others a scratch copy of what resuming needs.
+    """Yield the folder to work in: on the chief `out`; on other machines a scratch copy of what resuming needs.
 
-    All do the same and write the same, so that none waits for what only another does; one's files are kept.
+    All machines do the same and write the same, so that none waits for work that only another does.
     """
-    if first():
+    if is_chief():
         yield out
         return
     with TemporaryDirectory(prefix="train-vae-") as scratch:
@@ -89,47 +89,12 @@ def run_directory(out: Path) -> Iterator[Path]:
         yield Path(scratch, "run")
 
 
-def replicas() -> int:
-    """Return how many replicas the code at hand is run in: its gradients will be summed over them."""
-    if str(keras.backend.backend()) != "tensorflow":
-        return 1
-    import tensorflow
-
-    return int(tensorflow.distribute.get_strategy().num_replicas_in_sync)
-
-
-def normal_like(x: Any, seed: keras.random.SeedGenerator) -> Any:
-    """Return standard normal noise of x's shape [n, ...]: a replica's rows of the whole minibatch's noise.
-
-    All replicas' seeds are the same; without this they would draw the same noise.
-    """
-    shape = ops.shape(x)
-    if replicas() == 1:
-        return keras.random.normal(shape, seed=seed)
-    import tensorflow
-
-    at = tensorflow.distribute.get_replica_context().replica_id_in_sync_group
-    whole = keras.random.normal((shape[0] * replicas(), *shape[1:]), seed=seed)
-    return whole[at * shape[0] : (at + 1) * shape[0]]
-
-
-def mean(value: Any) -> Any:
-    """Return the mean of a replica's value over all replicas. No gradient flows through it."""
-    value = ops.stop_gradient(value)
-    if replicas() == 1:
-        return value
-    import tensorflow
-
-    context = tensorflow.distribute.get_replica_context()
-    return context.all_reduce(tensorflow.distribute.ReduceOp.MEAN, value)
-
-
 def adapt(model: keras.Model) -> None:
-    """Let a built, compiled model of a stage be fitted on several devices; on one this does nothing.
+    """Prepare a built, compiled model to be fitted on several devices; on one device this does nothing.
 
-    On several machines Keras 3.15 does two things that only the replicas of one allow: before it trains, it builds
-    the model from a minibatch that it reduces outside of any replica - ours are built -, and it takes the mean of
-    logs along an axis that scalars do not have. Either is a ValueError of fit; once it is not, those lines can go.
+    On several machines Keras 3.15's `fit` raises a ValueError twice: it builds the model from a minibatch that it
+    reduces outside of any replica, though ours is built; and it takes the mean of logs along an axis that scalars do
+    not have. The last lines avoid both, and can go once Keras does not raise.
     """
     if replicas() == 1:
         return

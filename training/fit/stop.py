@@ -1,4 +1,4 @@
-"""What a signal does to a training run: it ends as one that the same command goes on with."""
+"""SIGINT and SIGTERM: a run ends in a state that the same command can resume."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from types import FrameType
 
 
 class Stopped(BaseException):
-    """Training was asked to stop and has saved; `signal` says by what.
+    """A signal asked training to stop, and everything is saved; `signal` is its number.
 
-    As KeyboardInterrupt, it may come from anywhere, and is no error that code on its way may handle.
+    It is a BaseException, as KeyboardInterrupt is, so that no code between handles it as an error.
     """
 
     def __init__(self, number: int) -> None:
@@ -20,10 +20,10 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """What SIGINT and SIGTERM do: raise Stopped, at once or where work can be saved.
+    """Turns SIGINT and SIGTERM into Stopped.
 
-    At once, unless a block says that it looks at `signal` itself: what is done in one go is done anew by the next
-    call, and files are whole or not there. A second signal ends the process.
+    Stopped is raised at once, as most work is simply done again by the next call, and no file is ever half written.
+    Within `deferring` a signal is only noted in `signal`, for code that saves first. A second signal ends the process.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of a block, which does not end well once one has come."""
+        """Handle the signals during a block; raise Stopped at its end, at the latest, if one came."""
         before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -43,7 +43,7 @@ class StopRequest:
 
     @contextmanager
     def deferring(self) -> Iterator[None]:
-        """Let signals wait for the length of a block that looks at `signal` where it can save."""
+        """Only note signals during a block, which has to look at `signal` wherever it can save."""
         self.deferred = True
         try:
             yield

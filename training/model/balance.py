@@ -3,7 +3,7 @@
 The reconstruction term of a VAE is the negative log-likelihood of a Gaussian of scale gamma, so a
 small gamma weighs reconstruction up and a large one weighs the KL divergence up. Setting its derivative
 to zero gives gamma^2 = mse: gamma can be *computed* from the error as training goes (section 3 of the
-paper). A policy's state is Keras weights, so it is saved and resumed with the model.
+paper). A policy's state consists of Keras weights, so it is saved and resumed with the model.
 
 A new policy is a subclass of Balance, a line in `policy`, and its name in `recipe.BALANCES`.
 """
@@ -21,14 +21,14 @@ from training.recipe import Recipe
 class Balance(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
     """Gives gamma and the KL divergence's share for a minibatch's mean squared error.
 
-    A subclass says what gamma is; the share is 1 unless it says otherwise.
+    A subclass defines gamma, and may override the share, which is 1.
     """
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(dtype="float32", **options)
+    def __init__(self) -> None:
+        super().__init__(dtype="float32")
 
     def call(self, mse: Any, training: bool = False) -> tuple[Any, Any]:
-        """Return (gamma, share), float32 scalars; only training moves a policy's state."""
+        """Return (gamma, share), float32 scalars; a policy's state changes in training only."""
         return self.gamma(mse, training), self.share(training)
 
     def gamma(self, mse: Any, training: bool) -> Any:
@@ -36,7 +36,7 @@ class Balance(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
         raise NotImplementedError
 
     def share(self, training: bool) -> Any:
-        """Return what part of the KL divergence counts, 0 to 1."""
+        """Return the factor of the KL divergence, 0 to 1."""
         return ops.ones(())
 
 
@@ -48,11 +48,11 @@ class Computed(Balance):
 
     Args:
         momentum: Weight of the past in the running mean.
-        minimum: Whether m may only fall; without, it is the running mean itself.
+        minimum: Whether m may only fall. Otherwise it is the running mean itself.
     """
 
-    def __init__(self, momentum: float = 0.99, minimum: bool = True, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, momentum: float = 0.99, minimum: bool = True) -> None:
+        super().__init__()
         self.momentum = momentum
         self.minimum = minimum
 
@@ -85,8 +85,8 @@ class Fixed(Balance):
         value: gamma.
     """
 
-    def __init__(self, value: float = 1.0, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
         self.value = value
 
     def gamma(self, mse: Any, training: bool) -> Any:
@@ -101,8 +101,8 @@ class Annealed(Fixed):
         steps: Minibatches until the share is 1; it rises linearly.
     """
 
-    def __init__(self, value: float = 1.0, steps: int = 1, **options: Any) -> None:
-        super().__init__(value, **options)
+    def __init__(self, value: float = 1.0, steps: int = 1) -> None:
+        super().__init__(value)
         self.steps = steps
 
     def build(self, shape: Any) -> None:
@@ -117,7 +117,7 @@ class Annealed(Fixed):
 
 
 def policy(recipe: Recipe, stage: int, steps: int) -> Balance:
-    """Return a stage's policy as the recipe says; `steps` is the number of minibatches an epoch."""
+    """Return the recipe's policy of a stage; `steps` is the number of minibatches an epoch."""
     name, gamma = (recipe.balance, recipe.gamma) if stage == 1 else (recipe.balance2, recipe.gamma2)
     if name == "computed":
         return Computed(recipe.balance_momentum, recipe.balance_minimum)

@@ -1,9 +1,9 @@
 """The networks of both stages, as in figure 1 of the paper (the ResNet of Dai & Wipf 2019).
 
 A variational encoder gives (mean, log_sd) of the posterior, a deterministic one the latent; every decoder
-gives a reconstruction. Layers compute in the precision and are drawn from the seed that the recipe says, and
-from no setting of the process. Heads compute in float32 whatever the precision, so that losses and pixels never
-lose range; so does all of stage 2, which is small.
+gives a reconstruction. The recipe alone sets the layers' precision and the seed of their weights; Keras' global
+settings have no effect. Heads compute in float32 whatever the precision, so that losses and pixels keep their
+range; so does all of stage 2, which is small.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keras import layers
 
 from training.recipe import Recipe
 
-WIDEST = 1024  # the decoder doubles its width per halving up to here
+WIDEST = 1024  # the decoder's channels double with every halving of the side, up to this
 
 Wrap = Callable[[layers.Layer], layers.Layer]
 
@@ -31,7 +31,7 @@ def _spectral(layer: layers.Layer) -> layers.Layer:
 
 
 def _network(inputs: Any, outputs: Any, name: str, *seed: int) -> keras.Model:
-    """Return a network with its kernels, and where spectral norms start from, drawn from a seed of its own."""
+    """Return a network whose kernels, and initial vectors of spectral norms, are drawn from a seed of its own."""
     network = keras.Model(inputs, outputs, name=name)
     rng = np.random.default_rng([*seed, *name.encode()])
     for weight in network.weights:
@@ -123,7 +123,7 @@ def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
 
 
 def _dense_stack(x: Any, recipe: Recipe) -> Any:
-    """`second_depth` dense ReLU layers, then what came in beside what came out."""
+    """`second_depth` dense ReLU layers; their input is concatenated with their output."""
     y = x
     for depth in range(recipe.second_depth):
         y = layers.Dense(recipe.second_dim, activation="relu", dtype="float32", name=f"dense_{depth}")(y)

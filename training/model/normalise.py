@@ -1,13 +1,12 @@
-"""Latent normalisation: give second-stage samples the variance that the aggregate posterior has.
+"""Latent normalisation: scale second-stage samples to the variance of the aggregate posterior.
 
-A VAE's samples vary less than its data, so stage 1's decoder would see latents from too near the middle
-(the paper, last row of its results). The paper rescales each batch by its own statistics; a service
-cannot, as a sample would then depend on its neighbours. Here the constants are fitted once, on many
-samples, and stored.
+A VAE's samples vary less than its data, so stage 1's decoder would see latents too near to their mean (the paper,
+last row of its results). The paper rescales each batch by that batch's statistics. A service cannot, as a sample
+would then depend on the others of its batch: here the constants are fitted once, on many samples, and stored.
 
 The paper's factor is the root of the aggregate posterior's mean variance over the mean *deviation* of generated
-latents. The two are of one kind only where all deviations are the same: of latents that have the right variance
-already, with deviations .3, .5, 1 and 2, it would make 1.22 times as much. Here both are roots of mean variances.
+latents. These two compare only where all deviations are equal: of latents that have the right variance already,
+with deviations .3, .5, 1 and 2, the paper's factor is 1.22 and not 1. Here both are roots of mean variances.
 """
 
 from __future__ import annotations
@@ -16,18 +15,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from training.types import Float32Array
 
 MODES = ("none", "scalar", "per-dimension")
 DRAWS = 100_000
 EVIDENT = 0.25  # loss of variance above which the paper's code normalises
 
-Floats = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Normalisation:
-    """z -> z * scale + shift, latent by latent.
+    """The map z -> z * scale + shift, latent by latent.
 
     Attributes:
         mode: One of MODES.
@@ -37,12 +35,12 @@ class Normalisation:
     """
 
     mode: str
-    scale: Floats
-    shift: Floats
+    scale: Float32Array
+    shift: Float32Array
     draws: int
 
     def card(self) -> dict[str, Any]:
-        """Return what a bundle's card says of it: a single number where one number is all there is."""
+        """Return the map as a bundle's card has it; scalar normalisation as a single number."""
         if self.mode == "none":
             return {"mode": self.mode}
         if self.mode == "scalar":
@@ -50,7 +48,7 @@ class Normalisation:
         return {"mode": self.mode, "scale": self.scale.tolist(), "shift": self.shift.tolist(), "draws": self.draws}
 
 
-def fit(mode: str, latents: Floats, mean: list[float], variance: list[float]) -> Normalisation:
+def fit(mode: str, latents: Float32Array, mean: list[float], variance: list[float]) -> Normalisation:
     """Fit the constants that take generated latents to the aggregate posterior.
 
     Args:
@@ -72,10 +70,10 @@ def fit(mode: str, latents: Floats, mean: list[float], variance: list[float]) ->
     return Normalisation(mode, scale.astype(np.float32), shift.astype(np.float32), len(latents))
 
 
-def variance_loss(latents: Floats, known: dict[str, Any], error: float, standardised: bool) -> float:
-    """Return by how much generated latents vary less than the posteriors' means, in units of stage 2's own error.
+def variance_loss(latents: Float32Array, known: dict[str, Any], error: float, standardised: bool) -> float:
+    """Return how much less generated latents vary than the posteriors' means, in units of stage 2's error.
 
-    (mean_i Var[mean_i] - mean_i Var[z_i]) / mse: the paper's code normalises where this is above EVIDENT.
+    That is (mean_i Var[mean_i] - mean_i Var[z_i]) / mse. The paper's code normalises where it is above EVIDENT.
 
     Args:
         latents: Generated latents, float32 [draws, latent_dim].

@@ -1,46 +1,20 @@
-"""What latents are sampled from: the standard normal, ex-post densities, the second stage.
+"""Ex-post densities: distributions fitted to the latents of a trained first stage, to sample latents from.
 
-Every prior is a Keras model of stock layers, noise -> latents, so that any first stage goes with any
-prior, and an exporter chains them without knowing which is which.
+Every prior, the second stage and the standard normal included, is a Keras model of stock layers, noise -> latents.
+So any prior goes with any first stage, and the exporter chains all of them alike.
 """
 
 from __future__ import annotations
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import layers, ops
 from scipy.special import ndtri
 
-from training.recipe import PRIORS
-from training.record.run import Run, load_model
-
-Floats = npt.NDArray[np.float64]
+from training.types import Float32Array, Float64Array
 
 
-def available(run: Run) -> tuple[str, ...]:
-    """Return the names of a run's priors, the standard normal first."""
-    here = {name: run.network_path(2) if name == "second-stage" else run.prior_path(name) for name in PRIORS}
-    return ("normal", *(name for name, path in here.items() if path.exists()))
-
-
-def load(run: Run, name: str) -> keras.Model:
-    """Return a run's prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].
-
-    noise_size is latent_dim, and one more for "gmm", whose last column chooses the component.
-
-    Raises:
-        RunError: the run has no such prior.
-    """
-    if name == "second-stage":
-        return run.load_networks(2).get_layer("decoder")
-    if name == "normal":
-        noise = keras.Input((run.recipe.latent_dim,), name="noise")
-        return keras.Model(noise, noise, name="normal")
-    return load_model(run.prior_path(name))
-
-
-def fit(name: str, latents: npt.NDArray[np.float32], components: int, seed: int) -> keras.Model:
+def fit(name: str, latents: Float32Array, components: int, seed: int) -> keras.Model:
     """Fit an ex-post density to latents [n, latent_dim] (Ghosh et al., section 4).
 
     Args:
@@ -59,7 +33,7 @@ def fit(name: str, latents: npt.NDArray[np.float32], components: int, seed: int)
     return gmm(mixture.weights_, mixture.means_, mixture.covariances_)
 
 
-def gaussian(mean: Floats, covariance: Floats) -> keras.Model:
+def gaussian(mean: Float64Array, covariance: Float64Array) -> keras.Model:
     """Return noise [n, L] -> N(mean, covariance): one dense layer, by the Cholesky factor."""
     noise = keras.Input(mean.shape, name="noise")
     affine = layers.Dense(len(mean), dtype="float32", name="affine")
@@ -68,11 +42,11 @@ def gaussian(mean: Floats, covariance: Floats) -> keras.Model:
     return model
 
 
-def gmm(weights: Floats, means: Floats, covariances: Floats) -> keras.Model:
+def gmm(weights: Float64Array, means: Float64Array, covariances: Float64Array) -> keras.Model:
     """Return noise [n, L + 1] -> a mixture: L columns for a component's Gaussian, the last to choose it.
 
     Component k is chosen where the last column is between the normal quantiles of the weights summed up
-    to k - 1 and to k. Every component is computed, and all but the chosen one multiplied by zero.
+    to k - 1 and to k. Every component is computed, and all but the chosen one are multiplied by zero.
 
     Args:
         weights: [K], summing to 1.
@@ -93,7 +67,7 @@ def gmm(weights: Floats, means: Floats, covariances: Floats) -> keras.Model:
     every.set_weights([factors.transpose(2, 0, 1).reshape(size, count * size), means.reshape(-1)])
     edges = ndtri(np.cumsum(weights[:-1]).clip(0, 1))
     above.set_weights([np.ones((1, count - 1)), -edges])
-    # One hot, from how many edges were passed: each passed edge moves the one to the next component.
+    # The one-hot vector of the component: with every edge passed, the 1 moves to the next component.
     moves = np.eye(count - 1, count, 1) - np.eye(count - 1, count)
     chosen.set_weights([moves, np.eye(count)[0]])
     return model

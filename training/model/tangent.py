@@ -1,9 +1,9 @@
-"""What a decoder gives, and how fast that changes as its latents move: forward-mode derivatives, layer by layer.
+"""A network's output and its directional derivative: forward-mode differentiation, layer by layer.
 
-Keras differentiates nothing but losses. A difference of two nearby pictures would come close to the slope, but not
-to the slope's own gradient, which is what RAE-GP trains with: every ReLU that switches between the two adds to it by
-one over the distance. Measured against automatic differentiation, that gradient was off by half to sixty times its
-length, more the smaller the step; this one is off by rounding.
+Keras itself only differentiates losses. Finite differences would approximate the derivative, but not its gradient,
+which RAE-GP trains with: every ReLU that switches within the step adds an error of one over the step's length.
+Measured against automatic differentiation, that gradient was off by half to sixty times its length, more the smaller
+the step; the one here is off by rounding.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from keras import layers, ops
 def along(network: keras.Model, x: Any, direction: Any, training: bool) -> tuple[Any, Any]:
     """Return network(x) and its derivative along a direction, both of the network's shape and type.
 
-    Gradients flow through both. In training, batch norm's statistics move with the minibatch, and once.
+    Gradients flow through both. In training, batch norm's moving statistics are updated once.
 
     Args:
-        network: Of layers that are called once each: affine ones, batch norm, ReLU, sigmoid, sums and reshapes.
+        network: Every layer is called once, and is affine, batch norm, ReLU, sigmoid, a sum or a reshape.
         x: The network's only input, [n, ...].
-        direction: As x; each item moves along its own.
-        training: As in network(x, training).
+        direction: Of x's shape: each item has its own direction.
+        training: Whether layers behave as in training, as batch norm does otherwise.
 
     Raises:
-        TypeError: a layer of another kind.
+        TypeError: the network has a layer of another kind.
     """
     known = {id(network.inputs[0]): (x, direction)}
     for layer in network.layers[1:]:
@@ -42,7 +42,7 @@ def _trains(layer: layers.Layer) -> bool:
 
 
 def _slope(layer: layers.Layer, x: Any, slope: Any, value: Any, training: bool) -> Any:
-    """Return the derivative of a layer's value at x, where x's is `slope`."""
+    """Return the derivative of a layer's value at x, given the derivative `slope` of x."""
     if isinstance(layer, layers.Dense | layers.Conv2D | layers.Conv2DTranspose):
         return layer(slope) - ops.cast(layer.bias, value.dtype)
     if isinstance(layer, layers.BatchNormalization):
@@ -57,7 +57,7 @@ def _slope(layer: layers.Layer, x: Any, slope: Any, value: Any, training: bool) 
 
 
 def _norm_slope(layer: layers.BatchNormalization, x: Any, slope: Any, training: bool) -> Any:
-    """Return batch norm's: in training its statistics are functions of x, too."""
+    """Return the derivative of batch norm, whose statistics depend on x in training."""
     if not training:
         return slope * layer.gamma * ops.rsqrt(layer.moving_variance + layer.epsilon)
     axes = tuple(range(x.ndim - 1))

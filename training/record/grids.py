@@ -1,4 +1,4 @@
-"""Pictures of a run: grids of samples, what stage 1 does to the data, and every plot at a training's end."""
+"""Grids of pictures: samples, reconstructions, interpolations; and every figure of a finished run."""
 
 from __future__ import annotations
 
@@ -8,37 +8,35 @@ from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 from keras import ops
 from PIL import Image
 
 from training.data.dataset import Splits
+from training.files import replacing
 from training.record import plots
-from training.record.files import replacing
 from training.record.run import Run
-
-Floats = npt.NDArray[np.floating[Any]]
-Pictures = npt.NDArray[np.uint8]
+from training.types import Float32Array, Float64Array, IndexArray, UInt8Array
 
 PAIRS = 64  # pictures shown beside their reconstructions
 ROWS, STEPS = 8, 10  # interpolations, and pictures in each, both ends included
 
 
 def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
-    """Draw a finished run's figures, and pictures of what stage 1 does to the data it was given.
+    """Draw a finished run's figures, and what stage 1 makes of the data.
 
     figures/history.png: each stage's terms, balance and latents over the epochs.
     figures/figure5.png: how many latents stage 1 uses (figures 5 to 7 are the paper's, of variational stages).
-    figures/figure6.png, figure7.png: each latent on its way there, in the first epoch and over all of them.
-    samples/reconstructions.png: pictures, held back from training where some were, beside their reconstructions.
+    figures/figure6.png, figure7.png: each latent's variance along the first epoch and along all of them.
+    samples/reconstructions.png: pictures beside their reconstructions; held back pictures if there are some.
     samples/interpolations.png: between the latents of pairs of training pictures.
 
-    The pictures in samples/ are the data's own, or near to it: they are for the run directory alone, and
-    nothing that is published from a run takes them.
+    The pictures in samples/ are the data's, or similar to them. They stay in the run directory: nothing that is
+    published from a run includes them.
 
     Args:
-        run: The run, with its history and diagnostics.
-        networks: Stage 1 as kept: images in [0, 1] -> [reconstruction, mean, log_sd] or [reconstruction, latent].
+        run: A run with its history and diagnostics.
+        networks: Stage 1 as `Run.load_networks` returns it: images in [0, 1] -> [reconstruction, mean, log_sd], or
+            [reconstruction, latent].
         splits: The pictures.
     """
     folder = run.path / "figures"
@@ -55,13 +53,13 @@ def draw(run: Run, networks: keras.Model, splits: Splits) -> None:
     interpolations(run.path / "samples" / "interpolations.png", networks, ends)
 
 
-def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:
-    """Return indices all over `count` pictures: where a file sorts them by class, the first are all alike."""
+def _spread(count: int, wanted: int) -> IndexArray:
+    """Return indices spread over `count` pictures: in a file that is sorted by class, the first are all alike."""
     return np.linspace(0, count - 1, min(count, wanted)).astype(np.intp)
 
 
-def grid(path: Path, images: Pictures, columns: int = 0) -> None:
-    """Write images [n, h, w, c] as one PNG, in rows of so many columns; 0: as square as can be."""
+def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
+    """Write images [n, h, w, c] as one PNG with so many columns; 0 makes it about square."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -73,16 +71,16 @@ def grid(path: Path, images: Pictures, columns: int = 0) -> None:
         Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(part, "PNG")
 
 
-def reconstructions(path: Path, networks: keras.Model, images: Pictures) -> None:
-    """Write pairs: each of uint8 images [n, h, w, c], and right of it its reconstruction from the latent's mean."""
+def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> None:
+    """Write each of uint8 images [n, h, w, c] with, on its right, its reconstruction from the posterior's mean."""
     decoded = to_uint8(networks(images / np.float32(255), training=False)[0])
     gap = max(images.shape[1] // 8, 2)
     pairs = np.concatenate([images, decoded], axis=2)
     grid(path, np.pad(pairs, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255))
 
 
-def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
-    """Write rows of pictures decoded between the latents of each two of uint8 images [n, h, w, c], ends included."""
+def interpolations(path: Path, networks: keras.Model, images: UInt8Array) -> None:
+    """Write interpolations between pairs of uint8 images [n, h, w, c]: a row a pair, decoded from latents."""
     latents = ops.convert_to_numpy(networks(images / np.float32(255), training=False)[1])
     pairs = len(images) // 2
     between = spherical(latents[:pairs], latents[pairs : 2 * pairs], STEPS)
@@ -90,11 +88,11 @@ def interpolations(path: Path, networks: keras.Model, images: Pictures) -> None:
     grid(path, to_uint8(decoded), STEPS)
 
 
-def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]:
+def spherical(start: Float32Array, end: Float32Array, steps: int) -> Float32Array:
     """Return latents [n, steps, size] from start to end, both [n, size].
 
-    The straight line between them, stretched to the ends' length: in many dimensions the line itself passes
-    nearer to the origin than the latents that the decoder has learned from.
+    They are on the straight line, scaled to lengths between those of the ends: in many dimensions the line itself
+    passes nearer to the origin than the latents that the decoder has learned from.
     """
     share = np.linspace(0, 1, steps, dtype=np.float64)[:, None]
     a, b = start[:, None].astype(np.float64), end[:, None].astype(np.float64)
@@ -103,12 +101,12 @@ def spherical(start: Floats, end: Floats, steps: int) -> npt.NDArray[np.float32]
     return (line * wanted / np.maximum(_length(line), 1e-12)).astype(np.float32)
 
 
-def _length(latents: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    length: npt.NDArray[np.float64] = np.linalg.norm(latents, axis=-1, keepdims=True)
+def _length(latents: Float64Array) -> Float64Array:
+    length: Float64Array = np.linalg.norm(latents, axis=-1, keepdims=True)
     return length
 
 
-def to_uint8(images: Any) -> Pictures:
+def to_uint8(images: Any) -> UInt8Array:
     """Return images in [0, 1] as uint8, rounded."""
-    values: npt.NDArray[np.float32] = ops.convert_to_numpy(images)
+    values: Float32Array = ops.convert_to_numpy(images)
     return np.rint(values * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What was recorded along a training, plotted as PNGs. matplotlib is imported late: only these need it."""
+"""Plots of a run's records, as PNGs. matplotlib is imported late, as nothing else needs it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.fit.stage import ACTIVE_BELOW
-from training.record.files import replacing
-from training.record.run import Record
+from training.files import replacing
+from training.model.latents import ACTIVE_BELOW
+from training.types import Float64Array, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-Floats = npt.NDArray[np.floating[Any]]
 
 USED, NEGLECTED, REFERENCE = "#2a6f97", "#e07a3f", "#8d99a6"
 TICKS = [digit * 10.0**exponent for exponent in range(-9, 10) for digit in (1, 2, 5)]  # of logarithmic axes
@@ -46,7 +43,7 @@ STYLE: dict[Any, Any] = {
 
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Give an empty figure, in inches at 100 pixels; write it when the block ends well."""
+    """Yield an empty figure, its size in inches of 100 pixels; write it when the block ends well."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,12 +57,12 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def _titles(axis: Axes, title: str, hint: str) -> None:
-    """Say what is shown, and below it what to look for."""
+    """Write a title, and below it a hint of what to look for."""
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=21)
     axis.annotate(hint, (0, 1), (0, 7), "axes fraction", "offset points", fontsize=9, color=SOFT)
 
 
-def variances(path: Path, variance: Floats) -> None:
+def variances(path: Path, variance: Float64Array) -> None:
     """Plot the histogram of the latents' mean posterior variances [latents] (figure 5)."""
     edges = np.linspace(0, 1.25, 26)
     counts = np.histogram(np.minimum(variance, edges[-2]), edges)[0]
@@ -114,7 +111,7 @@ def _each_latent(
 
 
 def _marks(positions: list[int]) -> dict[str, Any]:
-    """Return how to make few points visible: a line takes two."""
+    """Return options that make one or two points visible, as a line hardly is."""
     return {"marker": "o", "markersize": 4} if len(positions) < 3 else {}
 
 
@@ -127,7 +124,7 @@ def _minibatches(axis: Axes) -> None:
 
 
 def _decades(axis: Axes) -> None:
-    """Make y logarithmic, from a tick below what is plotted to a tick above it, and label plain numbers."""
+    """Make y logarithmic, from a tick below the data to one above it, with plain numbers as labels."""
     low, high = axis.dataLim.intervaly
     first = max((tick for tick in TICKS if tick < low), default=TICKS[0])
     last = min((tick for tick in TICKS if tick > high), default=TICKS[-1])
@@ -144,10 +141,22 @@ def _epochs(axis: Axes) -> None:
 
 
 def _whole(axis: Axis) -> None:
-    """Tick whole numbers only."""
+    """Put ticks at whole numbers only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+
+
+def distances(path: Path, metric: str, curves: dict[str, dict[int, float]]) -> None:
+    """Plot distances over the epochs of stage 1, a curve by its name: epoch -> distance (figure 2)."""
+    with _figure(path, 10, 4.5) as figure:
+        axis = figure.subplots()
+        for (name, points), color in zip(curves.items(), (USED, NEGLECTED), strict=True):
+            axis.plot(list(points), list(points.values()), "o-", color=color, markersize=4, label=name)
+        axis.set_ylim(0, 1.08 * axis.dataLim.ymax)
+        axis.set_ylabel(metric)
+        axis.legend()
+        _epochs(axis)
 
 
 def history(path: Path, records: list[Record]) -> None:
@@ -166,7 +175,7 @@ def history(path: Path, records: list[Record]) -> None:
 
 
 def _has(stage: list[Record], name: str) -> bool:
-    """Tell whether a stage has something to show under a name; not every autoencoder's decoder is penalised."""
+    """Tell whether a stage recorded a quantity. A penalty that is zero throughout counts as none."""
     return name in stage[-1] and (name != "penalty" or any(record[name] for record in stage))
 
 
@@ -188,25 +197,16 @@ def _error(axis: Axes, stage: list[Record]) -> None:
     _titles(axis, f"Stage {stage[0]['stage']}: error", hint)
 
 
-def _divergence(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "kl")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("nats per item")
-    _titles(axis, "KL divergence", "information in the latents; 0: none")
+def _plain(name: str, label: str, title: str, hint: str) -> Callable[[Axes, list[Record]], None]:
+    """Return a panel with one curve and y from zero on."""
 
+    def panel(axis: Axes, stage: list[Record]) -> None:
+        _curve(axis, stage, name)
+        axis.set_ylim(bottom=0)
+        axis.set_ylabel(label)
+        _titles(axis, title, hint)
 
-def _embedding(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "embedding")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("|z|² / 2")
-    _titles(axis, "Latents' length", "levels off; grows: weight too small")
-
-
-def _penalty(axis: Axes, stage: list[Record]) -> None:
-    _curve(axis, stage, "penalty")
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("before its weight")
-    _titles(axis, "Decoder's penalty", "levels off; grows: weight too small")
+    return panel
 
 
 def _gamma(axis: Axes, stage: list[Record]) -> None:
@@ -241,9 +241,9 @@ def _law(axis: Axes, stage: list[Record]) -> None:
 
 _PANELS: tuple[tuple[str, Callable[[Axes, list[Record]], None]], ...] = (
     ("mse", _error),
-    ("kl", _divergence),
-    ("embedding", _embedding),
-    ("penalty", _penalty),
+    ("kl", _plain("kl", "nats per item", "KL divergence", "information in the latents; 0: none")),
+    ("embedding", _plain("embedding", "|z|² / 2", "Latents' length", "levels off; grows: weight too small")),
+    ("penalty", _plain("penalty", "before its weight", "Decoder's penalty", "levels off; grows: weight too small")),
     ("gamma", _gamma),
     ("active", _active),
     ("variance_law", _law),

@@ -1,4 +1,4 @@
-"""What a person sees while training: one live line in a terminal, a line an epoch in a log."""
+"""Progress on stderr: a live display in a terminal, a line an epoch in a log."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-if TYPE_CHECKING:  # the data is checked, and told of, before Keras is imported
-    from training.fit.stage import Schedule
-    from training.record.run import Record
+from training.record.stage import Schedule
+from training.types import Record
 
-REFRESH = 0.25  # seconds; reading a loss waits for the device, so not every step is shown
+REFRESH = 0.25  # seconds between updates; not every step is shown, as reading a loss waits for the device
 
 
 @contextmanager
 def reading() -> Iterator[Callable[[int, int], None]]:
-    """Give what to call with (pictures done, pictures in all) while they are decoded; a bar in a terminal."""
+    """Yield a function to call with (pictures done, pictures in all) while they are decoded. It moves a bar."""
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(bar_width=None), TextColumn("{task.completed:,}/{task.total:,}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -29,8 +28,8 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
-class Watch:
-    """Show how training goes, on stderr."""
+class ProgressDisplay:
+    """Shows the progress of training on stderr."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -54,7 +53,7 @@ class Watch:
             expand=True,
         )
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ProgressDisplay:
         self.progress.start()
         return self
 
@@ -64,7 +63,7 @@ class Watch:
         self.progress.stop()
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
-        """Move the bar; at most a few times a second."""
+        """Move the bar, at most a few times a second."""
         now = time.monotonic()
         if self.progress.disable or now - self.shown < REFRESH:
             return
@@ -97,7 +96,7 @@ class Watch:
         )
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        """Note the active latents; where there is no terminal, print a line."""
+        """Show the number of active latents; without a terminal, print a line."""
         self.active = f"  active {record['active']}/{record['latents']}" if "active" in record else ""
         if self.progress.disable:
             epoch = f"stage {schedule.stage} epoch {record['epoch'] + 1}/{schedule.epochs}"
@@ -108,15 +107,15 @@ class Watch:
 
 
 class _TwoLines(Progress):
-    """The bar, and what is measured below it: both would not fit a terminal of 80 columns."""
+    """A bar with the losses on a line below it, as a terminal of 80 columns has no room for both in one line."""
 
-    def __init__(self, watch: Watch, *columns: Any, **options: Any) -> None:
-        self.watch = watch
+    def __init__(self, display: ProgressDisplay, *columns: Any, **options: Any) -> None:
+        self.display = display
         super().__init__(*columns, **options)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
-        yield Text(self.watch.numbers)
+        yield Text(self.display.numbers)
 
 
 def _numbers(values: dict[str, Any]) -> str:

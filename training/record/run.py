@@ -1,15 +1,15 @@
-"""The run directory: everything a training run leaves behind, written so that neither a kill nor a power cut loses it.
+"""The run directory: everything that a training run keeps. Neither a kill nor a power cut loses what is written.
 
 config.json       the recipe as run, the data's identity, the backend, versions
 stage1.keras      encoder and decoder of stage 1 (plain Keras layers: loads without this package)
 stage2.keras      the same of stage 2
 prior-NAME.keras  an ex-post density: noise -> latents
-snapshots/        stage 1 along the way, where the recipe asks for it
+snapshots/        stage 1 after every snapshot_every epochs of the recipe
 state/            what resuming needs: weights, optimizer, policy, position in the epoch
 history.jsonl     one record an epoch
 trace.jsonl       the latents' variances along the first epoch
-diagnostics.json  what is known of the latents
-metrics.json      measurements, where some were made: a list, each with its protocol
+diagnostics.json  facts about the latents
+metrics.json      measurements, if any were made: a list, each with its protocol
 figures/*.png     the run, plotted
 samples/*.png     grids of samples
 tensorboard/      the same for TensorBoard
@@ -29,10 +29,10 @@ import keras
 import numpy as np
 
 from training.errors import RunError
-from training.recipe import Recipe
-from training.record.files import append_line, make_folder, replacing, write_json, writing
-
-Record = dict[str, Any]
+from training.files import append_line, make_folder, replacing, write_json, writing
+from training.recipe import PRIORS, Recipe
+from training.record.stage import Position
+from training.types import Record
 
 
 class Run:
@@ -46,26 +46,27 @@ class Run:
         """The recipe the run was started with.
 
         Raises:
-            RunError: there is no run here, or another version wrote it.
+            RunError: there is no run in this folder.
+            RecipeError: another version wrote it.
         """
         return Recipe.from_dict(self.config["recipe"])
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """The content of config.json."""
         return self._read("config.json")
 
     @property
     def diagnostics(self) -> dict[str, Any]:
-        """What diagnostics.json holds."""
+        """The content of diagnostics.json."""
         return self._read("diagnostics.json")
 
     @property
     def metrics(self) -> list[Record]:
-        """What metrics.json holds; nothing where nothing was measured.
+        """The content of metrics.json; an empty list if nothing was measured.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: the file cannot be read.
         """
         if not (self.path / "metrics.json").exists():
             return []
@@ -92,16 +93,16 @@ class Run:
 
     @contextmanager
     def open(self, recipe: Recipe, data: dict[str, Any]) -> Iterator[None]:
-        """Start the run, or check that it is the same one and go on with it; hold it for the length of a block.
+        """Start the run, or check that it is the same run and resume it. It is locked during the block.
 
         Args:
             recipe: The recipe wanted.
-            data: Identity of the pictures (their count and digest).
+            data: The pictures' count and digest.
 
         Raises:
-            RunError: the folder holds a run of another recipe, other pictures or another backend, or something
-                else, or another process is training in it.
-            WriteError: it cannot be written to.
+            RunError: the folder holds a run of another recipe, other pictures or another backend, or other files, or
+                another process is training in it.
+            WriteError: the folder cannot be written to.
         """
         ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
         if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -118,14 +119,14 @@ class Run:
 
     @contextmanager
     def locked(self, name: str, refusal: str = "") -> Iterator[None]:
-        """Hold one of the run's locks for the length of a block; the system lets go of it however the process ends.
+        """Hold one of the run's locks during a block. The kernel releases it however the process ends.
 
         Args:
-            name: Of the lock's file in state/: "lock" is training's.
-            refusal: What to say where another process holds it; without it, wait for that process.
+            name: The name of the lock's file in state/; "lock" is that of training.
+            refusal: The error if another process holds the lock. Without one, wait for that process.
 
         Raises:
-            RunError: another process holds it, and there is a refusal.
+            RunError: another process holds the lock, and there is a refusal.
         """
         path = self.path / "state" / name
         with writing(self.path, path.parent, path):
@@ -148,7 +149,7 @@ class Run:
                 )
         if self.config["data"] != data:
             raise RunError(f"{self.path} was trained on other pictures than --data holds; choose another --out")
-        # Backends draw other noise and round otherwise: the rest of a run would not be the one it was stopped in.
+        # Another backend draws other noise and rounds differently: the run would not be the same.
         if (backend := self.config.get("backend", _backend())) != _backend():
             raise RunError(
                 f"{self.path} is trained with KERAS_BACKEND={backend}; set that to go on with it, or choose another "
@@ -156,11 +157,11 @@ class Run:
             )
 
     def append(self, record: Record, name: str = "history") -> None:
-        """Add a record to history.jsonl, an epoch's, or to trace.jsonl, before a state that counts on it is saved."""
+        """Add an epoch's record to history.jsonl, or one to trace.jsonl. Do so before saving a state beyond it."""
         append_line(self.path / f"{name}.jsonl", json.dumps(record))
 
     def history(self, name: str = "history") -> list[Record]:
-        """Return the records of all epochs, or of the trace."""
+        """Return the records of history.jsonl, or of trace.jsonl."""
         try:
             lines = (self.path / f"{name}.jsonl").read_text().splitlines()
         except FileNotFoundError:
@@ -168,7 +169,7 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def forget(self, stage: int, epoch: int, step: int) -> None:
-        """Drop the records from a position of a stage on: a resumed run writes them again."""
+        """Drop the records after a position of a stage, as a resumed run writes them again."""
         now = (stage, epoch)
         self._keep("history", [each for each in self.history() if (each["stage"], each["epoch"]) < now])
         if now <= (1, 0):
@@ -178,18 +179,18 @@ class Run:
         with replacing(self.path / f"{name}.jsonl") as part:
             part.write_text("".join(json.dumps(record) + "\n" for record in records))
 
-    def save_state(self, stage: int, variables: list[Any], position: Record) -> None:
-        """Save what resuming a stage needs: Keras variables, in order, and where training stands."""
+    def save_state(self, stage: int, variables: list[Any], position: Position) -> None:
+        """Save what resuming a stage needs: Keras variables, in order, and the position."""
         arrays: dict[str, Any] = {f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)}
-        arrays["position"] = np.frombuffer(json.dumps(position).encode(), np.uint8)
+        arrays["position"] = np.frombuffer(position.to_json(), np.uint8)
         with replacing(self._state(stage)) as part, part.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 
-    def load_state(self, stage: int, variables: list[Any]) -> Record | None:
-        """Restore what `save_state` saved; None where there is nothing to resume.
+    def load_state(self, stage: int, variables: list[Any]) -> Position | None:
+        """Restore what `save_state` saved, and return its position; None if there is nothing to resume.
 
         Raises:
-            RunError: the file is damaged or belongs to other networks.
+            RunError: the state is damaged or belongs to other networks.
         """
         path = self._state(stage)
         if not path.exists():
@@ -200,18 +201,16 @@ class Run:
                     raise ValueError(f"{len(arrays.files) - 1} arrays instead of {len(variables)}")
                 for index, variable in enumerate(variables):
                     variable.assign(arrays[f"{index:05d}"])
-                position: Record = json.loads(arrays["position"].tobytes())
-                return position
+                return Position.from_json(arrays["position"].tobytes())
         except Exception as error:  # zipfile, zlib, numpy and Keras each have their own for broken bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(f"cannot resume from {path}: {reason}; delete it to train stage {stage} anew") from None
 
-    def saved_position(self, stage: int) -> Record | None:
-        """Return where the saved state of a stage stands; None where there is none."""
+    def saved_position(self, stage: int) -> Position | None:
+        """Return the position of a stage's saved state; None if there is none."""
         try:
             with np.load(self._state(stage), allow_pickle=False) as arrays:
-                position: Record = json.loads(arrays["position"].tobytes())
-                return position
+                return Position.from_json(arrays["position"].tobytes())
         except FileNotFoundError:
             return None
 
@@ -219,29 +218,50 @@ class Run:
         return self.path / "state" / f"stage{stage}.npz"
 
     def network_path(self, stage: int) -> Path:
-        """Where a finished stage's networks are kept."""
+        """The file of a finished stage's networks."""
         return self.path / f"stage{stage}.keras"
 
     def prior_path(self, name: str) -> Path:
-        """Where an ex-post density is kept."""
+        """The file of an ex-post density."""
         return self.path / f"prior-{name}.keras"
 
     def snapshot_path(self, epoch: int) -> Path:
-        """Where stage 1 as it was after so many epochs is kept."""
+        """The file of the snapshot of stage 1 after so many epochs."""
         return self.path / "snapshots" / f"stage1-{epoch:04d}.keras"
 
     def finish(self, stage: int, networks: keras.Model) -> None:
-        """Write a finished stage's encoder and decoder, and drop the state it no longer needs."""
-        save_model(self.network_path(stage), networks)  # on the disk, before the state goes
+        """Write a finished stage's encoder and decoder, and delete its saved state."""
+        save_model(self.network_path(stage), networks)  # on the disk before the state is deleted
         self._state(stage).unlink(missing_ok=True)
 
     def load_networks(self, stage: int) -> keras.Model:
-        """Return a stage's encoder and decoder as `finish` got them.
+        """Return a finished stage's encoder and decoder as one model.
 
         Raises:
-            RunError: they are missing or damaged.
+            RunError: the file is missing or damaged.
         """
         return load_model(self.network_path(stage))
+
+    @property
+    def priors(self) -> tuple[str, ...]:
+        """The names of the run's priors; the standard normal, which every run has, is the first."""
+        here = {name: self.network_path(2) if name == "second-stage" else self.prior_path(name) for name in PRIORS}
+        return ("normal", *(name for name, path in here.items() if path.exists()))
+
+    def prior(self, name: str) -> keras.Model:
+        """Return a prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].
+
+        noise_size is latent_dim, and one more for "gmm", whose last column chooses the component.
+
+        Raises:
+            RunError: the run has no such prior.
+        """
+        if name == "second-stage":
+            return self.load_networks(2).get_layer("decoder")
+        if name == "normal":
+            noise = keras.Input((self.recipe.latent_dim,), name="noise")
+            return keras.Model(noise, noise, name="normal")
+        return load_model(self.prior_path(name))
 
 
 def _backend() -> str:
@@ -249,7 +269,7 @@ def _backend() -> str:
 
 
 def save_model(path: Path, model: keras.Model) -> None:
-    """Write a model of stock Keras layers, as `replacing` does."""
+    """Write a model of stock Keras layers, in the place of the old file."""
     with replacing(path) as part:
         model.save(part)
 
@@ -258,7 +278,7 @@ def load_model(path: Path) -> keras.Model:
     """Return the model that `save_model` wrote.
 
     Raises:
-        RunError: it is missing or damaged.
+        RunError: the file is missing or damaged.
     """
     if not path.exists():
         raise RunError(f"{path.parent} is not a finished run: it has no {path.name}; run train-vae to its end")

@@ -1,4 +1,4 @@
-"""Training as TensorBoard shows it: events beside the run's own records, and told to several watchers at once."""
+"""TensorBoard events, written from the run's own records."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from training.fit.stage import Schedule, Watcher
-from training.record.files import writing
-from training.record.run import Record, Run
+from training.files import writing
+from training.record.run import Run
+from training.record.stage import Schedule
+from training.types import Record
 
-_POSITION = ("stage", "epoch", "images")  # where a record belongs, not what was measured
+_POSITION = ("stage", "epoch", "images")  # a record's place, and not a measurement
 
 
-class Board:
-    """Write every epoch's record to TensorBoard, in run.path/tensorboard.
+class TensorBoardWriter:
+    """Writes every epoch's record for TensorBoard, to run.path/tensorboard.
 
     Scalars go to stage1/NAME and stage2/NAME, against the pictures (or latents) seen; the latents' mean
-    posterior variances are a histogram, and stage 1's grids of samples are images. Events are on disk when
+    posterior variances are a histogram, and stage 1's grids of samples are images. Events are in the file when
     `epoch` returns.
 
-    The run's history is the truth, and the events are a copy of it: the first epoch after a start writes the
-    whole history anew, so that no step is there twice, however the run was stopped before.
+    The events are a copy of the run's history. The first epoch after a start writes the whole history again, so that
+    no step is there twice, however the run was stopped before.
     """
 
     def __init__(self, run: Run) -> None:
@@ -36,24 +37,24 @@ class Board:
         self.folder = run.path / "tensorboard"
         self.writer: EventsWriter | None = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TensorBoardWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.writer is not None and kind is None:  # every epoch was flushed; a full disk is told once
+        if self.writer is not None and kind is None:  # every epoch was flushed; an error is reported only once
             with writing(self.folder):
                 self.writer.close()
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
-        """Do nothing: what is shown are an epoch's means."""
+        """Do nothing: only the means of an epoch are written."""
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        """Write a record, which the run's history has as its last.
+        """Write a record, the last one of the run's history.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: the events cannot be written.
         """
         with writing(self.folder):
             if self.writer is None:
@@ -66,11 +67,11 @@ class Board:
             self.writer.flush()
 
     def _anew(self) -> EventsWriter:
-        """Return a writer to the only file of events; a TensorBoard that has read an older one drops what it read."""
+        """Return a writer to a new file, and delete older ones. A running TensorBoard drops what it read of those."""
         self.folder.mkdir(exist_ok=True)
         for path in self.folder.glob("events.out.tfevents.*"):
             path.unlink()
-        # Not SummaryWriter: its thread would keep a full disk to itself.
+        # SummaryWriter would write in a thread, which does not report a full disk.
         self.writer = EventsWriter(str(self.folder / "events"))
         self._write(session_log=SessionLog(status=SessionLog.START), step=0)
         return self.writer
@@ -90,18 +91,3 @@ class Board:
         if grid.exists():
             with Image.open(grid) as picture:
                 yield summary.image(f"{stage}/samples", np.asarray(picture.convert("RGB")), dataformats="HWC")
-
-
-class Watchers:
-    """Several watchers as one; each is told in turn."""
-
-    def __init__(self, *watchers: Watcher) -> None:
-        self.watchers = watchers
-
-    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
-        for watcher in self.watchers:
-            watcher.step(schedule, epoch, images, logs)
-
-    def epoch(self, schedule: Schedule, record: Record) -> None:
-        for watcher in self.watchers:
-            watcher.epoch(schedule, record)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process or the machine."""
+"""Write files so that after a crash or a power cut each is the old one or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from training.errors import WriteError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` to write to; it takes `path`'s place, for good, when all went well.
+    """Yield a temporary path beside `path`. When the block ends well, what was written there replaces `path`.
 
     Raises:
-        WriteError: it cannot be written; what was there stays.
+        WriteError: the file cannot be written; the old one stays.
     """
     part = path.with_name(f".part-{path.name}")
     with writing(path, part):
@@ -31,9 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def install(part: Path, path: Path) -> None:
-    """Give a written file its name. After a power cut the name has the old file or the new one, whole.
+    """Rename a written file to its final name. After a power cut that name holds the old file or the new one, whole.
 
-    Once this returns it is the new one, so that what the file replaces may go.
+    Once this returns it holds the new one, so whatever the file supersedes may be deleted.
     """
     sync(part)  # else the name could be there without the bytes
     os.replace(part, path)
@@ -41,16 +41,16 @@ def install(part: Path, path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, as `replacing` does."""
+    """Write a value as indented JSON, in the place of the old file."""
     with replacing(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line to a file. Once this returns a power cut cannot take it back.
+    """Add a line to a file. Once this returns, a power cut cannot lose it.
 
     Raises:
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
     with writing(path):
         fresh = not path.exists()
@@ -63,7 +63,7 @@ def append_line(path: Path, text: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those it lies in, where they are not there, for good."""
+    """Make a folder and its missing parents, so that a power cut cannot lose them."""
     if not path.is_dir():
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
@@ -71,12 +71,12 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until what was written to a file, or which names a folder holds, is on the disk."""
+    """Wait until a file's bytes, or a folder's list of names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems keep folders without being asked, and cannot be
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and need not
             raise
     finally:
         os.close(handle)
@@ -84,10 +84,11 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path, *also: Path) -> Iterator[None]:
-    """Say in one line that `path` cannot be written, where the block fails at it, its folders, or `also`.
+    """Turn an OSError about `path`, its folders, or `also` into one line that says `path` cannot be written.
 
     Raises:
-        WriteError: for an OSError that names no file, as a full disk's does, or one of these. Others pass.
+        WriteError: the block raised an OSError that names one of these, or no file at all, as that of a full disk does.
+            An OSError about any other file is raised as it is.
     """
     try:
         yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,67 +12,77 @@ from typing import Any
 
 import onnx_ir as ir
 
-from export.bundles.compare import Maker
 from export.bundles.pack import unpack
 from export.errors import ExportError
 from serve import bundle
 from serve.card import MOST_CARD, Card
-from serve.engine import Engine, Images
+from serve.engine import Engine
+from serve.model import Decode, Images
 from serve.noise import Noise
 
 PACKAGES = ("balanced-vae", "keras", "tensorflow", "tf2onnx", "onnx-ir")
 
 
 @dataclass(frozen=True)
-class Source:
+class Exportable:
     """A chain as ONNX, before any pass, and what it has to compute.
 
     Attributes:
         model: float32.
         card: What the bundle says of itself; precision, difference and verification are still to come.
-        original: Makes the pictures that the graph's are compared with.
-        what: Its name.
+        reference: Makes the images that the bundle's are compared with.
+        reference_name: What the reference is called.
     """
 
     model: ir.Model
     card: Card
-    original: Maker
-    what: str
+    reference: Decode
+    reference_name: str
 
 
 def from_run(
     path: Path,
-    prior: str,
-    normalise: str,
-    with_latents: bool,
-    told: Mapping[str, str],
+    name: str,
+    prior: str = "second-stage",
+    normalise: str = "scalar",
+    with_latents: bool = False,
     say: Callable[[str], None] = lambda line: None,
-) -> Source:
-    """Return a finished run as a source.
+    *,
+    dataset: str = "",
+    licence: str = "",
+    notes: str = "",
+) -> Exportable:
+    """Return what a finished run exports.
 
     Args:
         path: The run directory.
+        name: What the model is served as.
         prior: One of the run's priors.
         normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
-        told: The card's name, and dataset, licence and notes where they are told.
-        say: Told what the card leaves out.
+        say: Takes a line about measurements that the card leaves out.
+        dataset: For the card: what the model was trained on.
+        licence: For the card: under what terms the model may be used.
+        notes: For the card: anything a user should know.
 
     Raises:
         RunError: the run is not finished, cannot be read, or has no such prior.
-        BundleError: something that was told is nothing for a card.
+        BundleError: the card does not take one of the texts.
         ConversionError: the graph has other inputs or outputs than a bundle.
     """
-    # TensorFlow takes seconds to import, and bundles need none of it.
-    from export.chain import build
-    from export.convert import convert
+    # TensorFlow takes seconds to import, and bundles need none of it. The run comes first: its package sets what
+    # TensorFlow reads when it is imported.
     from training.record.run import Run
 
     run = Run(path)
     recipe = run.recipe
+
+    from export.chain import build
+    from export.convert import convert
+
     chain, normalisation = build(run, prior, normalise, with_latents=with_latents)
     card = Card(
-        name=told["name"],
+        name=name,
         image_shape=(recipe.side, recipe.side, recipe.channels),
         noise_size=chain.input_shape[-1],
         latent_size=recipe.latent_dim,
@@ -80,43 +90,42 @@ def from_run(
         normalisation=normalisation.card(),
         precision="fp32",
         recipe=recipe.to_dict(),
-        dataset={"description": told.get("dataset", ""), **run.config["data"]},
-        licence=told.get("licence", ""),
-        notes=told.get("notes", ""),
+        dataset={"description": dataset, **run.config["data"]},
+        licence=licence,
+        notes=notes,
         metrics=_measured(run.metrics, say),
         producers={package: version(package) for package in PACKAGES},
     )
 
-    def original(noise: Noise) -> Images:
+    def reference(noise: Noise) -> Images:
         outputs = chain(noise, training=False)
         images: Images = (outputs[0] if with_latents else outputs).numpy()
         return images
 
-    return Source(convert(chain), card, original, "Keras")
+    return Exportable(convert(chain), card, reference, "Keras")
 
 
-def from_bundle(path: Path, told: Mapping[str, str]) -> Source:
-    """Return a bundle as a source. What is told goes before what its card has.
+def from_bundle(path: Path, name: str, *, dataset: str = "", licence: str = "", notes: str = "") -> Exportable:
+    """Return what an fp32 bundle exports. A name or text given here replaces its card's.
 
     Raises:
-        BundleError: it cannot be read, or is none.
+        BundleError: it cannot be read, or is no bundle.
         EngineError: it cannot be run here.
-        ExportError: it was rounded already.
+        ExportError: it is fp16 or int8 already.
     """
     found = bundle.load(path)
     card = found.card
     if card.precision in ("fp16", "int8"):
         raise ExportError(f"{path} is {card.precision} already; export the run again, or its fp32 bundle")
-    dataset = {"description": told["dataset"]} if told.get("dataset") else {}
     card = dataclasses.replace(
         card,
-        name=told["name"],
-        dataset=card.dataset | dataset,
-        licence=told.get("licence") or card.licence,
-        notes=told.get("notes") or card.notes,
+        name=name,
+        dataset=card.dataset | ({"description": dataset} if dataset else {}),
+        licence=licence or card.licence,
+        notes=notes or card.notes,
         producers=card.producers | {package: version(package) for package in ("balanced-vae", "onnx-ir")},
     )
-    return Source(unpack(found), card, Engine(found, device="cpu").run, "the bundle")
+    return Exportable(unpack(found), card, Engine(found, device="cpu").decode, "the bundle")
 
 
 def _measured(records: list[dict[str, Any]], say: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What to measure, and the judge that compares sets of pictures with the reference: a flat record each."""
+"""What to measure, and the evaluator, which compares a set of pictures with the reference and returns a record."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 from training.errors import DataError
 from training.evaluation import distances
-from training.evaluation.extractors import Extractor, Images
+from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, collect, too_few
-from training.record.run import Record
+from training.types import Record, UInt8Array
 
 
 @dataclass(frozen=True)
@@ -25,44 +24,44 @@ class Plan:
     """What to measure.
 
     Attributes:
-        extractor: Its file.
-        inception: Whether that is the Inception graph of 2015, and not an ONNX model.
-        count: Pictures measured against, and samples of each prior.
-        split: Of the data.
-        cache: Folder for ready pictures and references; the user's where it is None.
-        priors: Their names; all of the run's where there are none.
-        modes: Latent normalisations; where there are none, all for the second stage.
+        extractor: The file of the extractor.
+        inception: Whether that file is the Inception graph of 2015, and not an ONNX model.
+        count: Real pictures, and samples of each prior.
+        split: The split that the real pictures are from.
+        cache: The folder for decoded pictures and references; None means the user's cache folder.
+        priors: Names of the priors to sample; none means all that the run has.
+        modes: Latent normalisations; none means all of them for the second stage.
         kid: Whether to measure the kernel inception distance.
         precision_recall: Whether to measure precision and recall.
         latent_noise: Whether second-stage samples get the noise of their likelihood.
-        seed: Of samples and of KID's subsets.
+        seed: The seed of the samples and of KID's subsets.
         snapshots: Whether to measure a run's snapshots.
-        batch: Pictures at a time.
+        batch: Pictures in a batch.
     """
 
     extractor: Path
-    inception: bool = False
-    count: int = 10_000
-    split: str = "train"
-    cache: Path | None = None
-    priors: tuple[str, ...] = ()
-    modes: tuple[str, ...] = ()
-    kid: bool = True
-    precision_recall: bool = True
-    latent_noise: bool = False
-    seed: int = 0
-    snapshots: bool = False
-    batch: int = 50
+    inception: bool
+    count: int
+    split: str
+    cache: Path | None
+    priors: tuple[str, ...]
+    modes: tuple[str, ...]
+    kid: bool
+    precision_recall: bool
+    latent_noise: bool
+    seed: int
+    snapshots: bool
+    batch: int
 
 
-class Judge:
+class Evaluator:
     """Compares sets of pictures with the reference.
 
     Attributes:
-        no_distance: Why there are too few pictures for a Frechet distance; empty where there are enough.
+        no_distance: Why there is no Frechet distance, as there are too few pictures; empty if there are enough.
 
     Raises:
-        DataError: too few pictures for anything that the plan measures, or the cache cannot be written.
+        DataError: there are too few pictures for the plan, or the cache cannot be written.
     """
 
     def __init__(self, plan: Plan, reference: Reference, extractor: Extractor) -> None:
@@ -81,12 +80,12 @@ class Judge:
         through = partial(self._shown, label="reference", count=len(reference))
         self.known = statistics(reference, extractor, plan.cache, plan.batch, through)
 
-    def __call__(self, batches: Iterable[Images], count: int, name: str, **protocol: Any) -> Record:
+    def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
         plan = self.plan
         label = " ".join([name, *(str(value) for value in protocol.values())])
         found = collect(self.extractor, self._shown(batches, label, count), keep=plan.kid or plan.precision_recall)
-        record = {"metric": self.extractor.metric, "set": name, **protocol}
+        record: Record = {"metric": self.extractor.metric, "set": name, **protocol}
         record["value"] = None if self.no_distance else distances.frechet(self.known, found)
         if plan.kid:
             size = distances.subset_size(self.known.count, found.count)
@@ -103,7 +102,7 @@ class Judge:
             "extractor": self.extractor.card(),
         }
 
-    def _shown(self, batches: Iterable[Images], label: str, count: int) -> Iterable[Images]:
-        """Pass batches on, with a bar on stderr where that is a terminal."""
+    def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:
+        """Yield the batches, with a bar on stderr if that is a terminal."""
         total = math.ceil(count / self.plan.batch)
         return track(batches, label, total, console=self.console, disable=not self.console.is_terminal)

@@ -1,0 +1,45 @@
+"""The console scripts: each makes sure that the packages it uses are ours, and hands over to its command.
+
+The check is here, under a name of our own, since a hidden package cannot tell that it is hidden.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from balanced_vae import check_not_hidden
+
+
+def train_vae() -> NoReturn:
+    """Run `train-vae`."""
+    _run("training.cli", "training")
+
+
+def evaluate_vae() -> NoReturn:
+    """Run `evaluate-vae`."""
+    _run("training.evaluation.cli", "training", "serve")
+
+
+def export_onnx() -> NoReturn:
+    """Run `export-onnx`."""
+    _run("export.cli", "export", "training", "serve")
+
+
+def serve_vae() -> NoReturn:
+    """Run `serve-vae`."""
+    _run("serve.server.cli", "serve")
+
+
+def sample_cli() -> NoReturn:
+    """Run `sample-cli`."""
+    _run("serve.sample_cli", "serve")
+
+
+def _run(command: str, *packages: str) -> NoReturn:
+    try:
+        check_not_hidden(*packages)
+    except ImportError as error:
+        sys.exit(f"Error: {error}")
+    sys.exit(import_module(command).main())

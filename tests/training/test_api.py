@@ -1,0 +1,54 @@
+"""training as a library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import training
+from training import RECIPES, Run, load_data, train
+
+
+def test_importing_training_changes_no_environment_and_loads_no_keras() -> None:
+    code = (
+        "import os, sys; before = dict(os.environ); import training\n"
+        "assert dict(os.environ) == before\n"
+        "loaded = [name for name in ('keras', 'tensorflow', 'numpy') if name in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("room", ["model", "fit", "record", "evaluation"])
+def test_whichever_room_comes_first_sets_what_keras_reads(room: str) -> None:
+    """And what the user has set stays."""
+    code = (
+        "import os, sys; os.environ.pop('KERAS_BACKEND', None); os.environ['TF_ENABLE_ONEDNN_OPTS'] = '0'\n"
+        f"import training.{room}\n"
+        "assert 'keras' not in sys.modules\n"
+        "assert (os.environ['KERAS_BACKEND'], os.environ['TF_DETERMINISTIC_OPS']) == ('tensorflow', '1')\n"
+        "assert os.environ['TF_ENABLE_ONEDNN_OPTS'] == '0'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in training.__all__:
+        assert getattr(training, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = training.nothing
+
+
+def test_a_recipe_is_trained_and_gone_on_with(pictures: Path, tmp_path: Path) -> None:
+    recipe, out = RECIPES["smoke"]().set(["epochs=1", "epochs2=1"]), tmp_path / "run"
+    run = train(recipe, pictures, out)
+    assert isinstance(run, Run)
+    assert run.priors == ("normal", "second-stage")
+    assert run.recipe == recipe
+    assert [record["stage"] for record in run.history()] == [1, 2]
+    assert {path.name for path in out.iterdir()} >= {"figures", "samples", "tensorboard", "stage1.keras"}
+    again = train(recipe, load_data(pictures, recipe), out)  # there is nothing left to do
+    assert again.history() == run.history()

@@ -1,0 +1,65 @@
+"""Build both stages as a recipe describes them, and turn them into what is kept: stock Keras layers in float32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+
+from training.model import networks
+from training.model.autoencoder import RAE, VAE, Autoencoder, Options
+from training.model.balance import policy
+from training.recipe import Recipe
+from training.types import Float32Array
+
+IMAGE_SCALE = 255.0  # the value of a uint8 image that stands for 1
+
+
+def image_autoencoder(recipe: Recipe, steps: int = 1) -> Autoencoder:
+    """Return stage 1 over uint8 images, variational or deterministic; `steps` is the minibatches an epoch."""
+    kind, _, regulariser = recipe.first_stage.partition("-")
+    encoder, decoder = networks.image_encoder(recipe), networks.image_decoder(recipe, spectral=regulariser == "sn")
+    options: Options = {"input_scale": IMAGE_SCALE, "seed": recipe.seed, "dtype": recipe.precision}
+    if kind == "vae":
+        return VAE(encoder, decoder, policy(recipe, 1, steps), kl_weight=recipe.k, **options)
+    embedding = recipe.embedding if kind == "rae" else 0.0
+    return RAE(encoder, decoder, embedding, regulariser, recipe.regularisation, **options)
+
+
+def latent_vae(recipe: Recipe, steps: int = 1) -> VAE:
+    """Return stage 2: a VAE over stage 1's latents."""
+    balance = policy(recipe, 2, steps)
+    return VAE(networks.latent_encoder(recipe), networks.latent_decoder(recipe), balance, seed=recipe.seed)
+
+
+def in_units_of(vae: VAE, centre: Float32Array, spread: Float32Array) -> None:
+    """Change the weights of a second stage that was trained on (z - centre) / spread, so that it takes and gives z."""
+    size = len(centre)
+    for name in ("dense_0", "mean", "log_sd"):
+        layer = vae.encoder.get_layer(name)
+        kernel, bias = layer.get_weights()
+        scaled = kernel[:size] / spread[:, None]  # the heads' other rows take what the dense layers made of z
+        layer.set_weights([np.concatenate([scaled, kernel[size:]]), bias - centre @ scaled])
+    layer = vae.decoder.get_layer("latents")
+    kernel, bias = layer.get_weights()
+    layer.set_weights([kernel * spread, bias * spread + centre])
+
+
+def plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
+    """Return stage 1's networks as they are kept: in float32, and without spectral normalisation's wrappers."""
+    unwrapped = "vae" if isinstance(model, VAE) else "ae"
+    like = image_autoencoder(replace(recipe, precision="float32", first_stage=unwrapped))
+    for ours, theirs in ((like.encoder, model.encoder), (like.decoder, model.decoder)):
+        for layer in ours.layers:
+            trained = theirs.get_layer(layer.name)
+            layer.set_weights(getattr(trained, "layer", trained).get_weights())
+    return plain(like.encoder, like.decoder)
+
+
+def plain(encoder: keras.Model, decoder: keras.Model) -> keras.Model:
+    """Return networks as one model of stock Keras layers: x -> [decoded mean, and the encoder's outputs ...]."""
+    x = keras.Input(encoder.input_shape[1:], name="x")
+    statistics = encoder(x)
+    statistics = list(statistics) if isinstance(statistics, list | tuple) else [statistics]
+    return keras.Model(x, [decoder(statistics[0]), *statistics], name="autoencoder")
