@@ -211,9 +211,7 @@ def _pictures(
             return int(splits[index]), source.picture(index)
         except Exception as error:  # decoders raise almost anything on broken bytes
             ours = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-            if (
-                ours and source.fingerprint(index) != UNREADABLE
-            ):  # the picture may be whole: do not store that it is broken
+            if ours and source.fingerprint(index) != UNREADABLE:  # it may be whole: do not store that it is broken
                 raise DataError(f"cannot read {source.label(index)}: {why(error)}") from None
             return int(splits[index]), (source.label(index), why(error))
 

@@ -5,12 +5,10 @@ The paper defines both by the posterior's variance; its authors' code uses the s
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from training.model.latents import ACTIVE_BELOW
-from training.types import Float32Array
+from training.model.latents import ACTIVE_BELOW, posterior_variance
+from training.types import Float32Array, Record
 
 
 class Tally:
@@ -36,19 +34,21 @@ class Tally:
         self.squares += float(np.square(pictures - decoded, dtype=np.float64).sum())
         self.values += pictures.size
 
-    def summary(self) -> dict[str, Any]:
-        """Return the mse per value (of pictures in [0, 1]), variance law, inactive latents, and facts of each latent."""
+    def summary(self) -> Record:
+        """Return the mse per value of pictures in [0, 1], the variance law, inactive latents, and facts of each."""
         mean = np.concatenate(self.means).astype(np.float64)
         spread = mean.var(axis=0)
-        facts: dict[str, Any] = {"mse": self.squares / self.values, "latents": mean.shape[1]}
+        facts: Record = {"mse": self.squares / self.values, "latents": mean.shape[1]}
+        each: list[Record] = [
+            {"latent": index, "mean": float(centre), "variance_of_mean": float(variance)}
+            for index, (centre, variance) in enumerate(zip(mean.mean(axis=0), spread, strict=True))
+        ]
         if not self.sds:
-            each = [
-                {"latent": index, "mean": float(centre), "variance_of_mean": float(spread[index])}
-                for index, centre in enumerate(mean.mean(axis=0))
-            ]
             return {**facts, "posterior": "none: the first stage is deterministic", "per_latent": each}
-        sd = np.concatenate(self.sds).astype(np.float64)
-        inside, deviation = np.square(sd).mean(axis=0), sd.mean(axis=0)
+        sd = np.concatenate(self.sds)
+        inside, deviation = posterior_variance(sd), sd.mean(axis=0, dtype=np.float64)
+        for latent, variance in zip(each, inside, strict=True):
+            latent |= {"mean_posterior_variance": float(variance), "active": bool(variance < ACTIVE_BELOW)}
         return {
             **facts,
             "posterior": "Gaussian",
@@ -56,14 +56,5 @@ class Tally:
             "variance_law_authors": float(np.mean(spread + deviation)),
             "inactive": int(np.sum(inside >= ACTIVE_BELOW)),
             "inactive_authors": int(np.sum(deviation >= ACTIVE_BELOW)),
-            "per_latent": [
-                {
-                    "latent": index,
-                    "mean": float(centre),
-                    "variance_of_mean": float(spread[index]),
-                    "mean_posterior_variance": float(inside[index]),
-                    "active": bool(inside[index] < ACTIVE_BELOW),
-                }
-                for index, centre in enumerate(mean.mean(axis=0))
-            ],
+            "per_latent": each,
         }

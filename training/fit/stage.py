@@ -84,7 +84,8 @@ def train_stage(
             piece = _Piece(schedule, at, size, observer, stop, until=saved + execution.save_every)
             epoch = Epoch(schedule.items, size, data.batch, schedule.seed + schedule.stage, at.epoch, at.step, end)
             logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
-            _check(model, int(logs["non_finite"][-1]), schedule, at, run)
+            if bits := int(logs["non_finite"][-1]):
+                _diverged(" and ".join(name for i, name in enumerate(model.TERMS) if bits >> i & 1), schedule, at, run)
             means = {name: values[-1] for name, values in logs.items()}
             at = at.after(piece.steps, means, time.monotonic() - began)
             if at.epoch == 0 and at.step in traced:
@@ -136,12 +137,6 @@ class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no 
             diverged, self.look = float((logs or {}).get("non_finite", 0)) > 0, now + LOOK_EVERY
         if self.stop.signal is not None or now > self.until or diverged:
             self.model.stop_training = True
-
-
-def _check(model: Autoencoder, non_finite: int, schedule: Schedule, at: Position, run: Run) -> None:
-    """Raise Diverged where a term of the loss was not finite."""
-    if non_finite:
-        _diverged(" and ".join(name for i, name in enumerate(model.TERMS) if non_finite >> i & 1), schedule, at, run)
 
 
 def _check_weights(variables: list[Any], schedule: Schedule, at: Position, run: Run) -> None:

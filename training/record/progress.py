@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -28,51 +27,48 @@ def reading() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
 
 
-class ProgressDisplay:
-    """Shows the progress of training on stderr."""
+class ProgressDisplay(Progress):
+    """Shows the progress of training on stderr.
+
+    In a terminal that is a bar, with the losses on a line below it: 80 columns have no room for both in one line.
+    """
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True)
+        console = Console(stderr=True)
         self.task: TaskID | None = None
         self.stage = 0
         self.active = ""
         self.shown = 0.0
         self.mark = (0, 0.0)
         self.numbers = ""
-        self.progress = _TwoLines(
-            self,
+        super().__init__(
             TextColumn("[bold]stage {task.fields[stage]}"),
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[speed]}"),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            console=self.console,
+            console=console,
             speed_estimate_period=120,
-            disable=not self.console.is_terminal,
+            disable=not console.is_terminal,
             expand=True,
         )
 
-    def __enter__(self) -> ProgressDisplay:
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.progress.stop()
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self.numbers)
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
         """Move the bar, at most a few times a second."""
         now = time.monotonic()
-        if self.progress.disable or now - self.shown < REFRESH:
+        if self.disable or now - self.shown < REFRESH:
             return
         self.shown = now
         done = epoch * schedule.items + images
         self._begin(schedule, done, now)
         assert self.task is not None
         speed = (done - self.mark[0]) / max(now - self.mark[1], 1e-9)
-        self.progress.update(
+        self.update(
             self.task,
             completed=done,
             epoch=f"{epoch + 1}/{schedule.epochs}",
@@ -84,9 +80,9 @@ class ProgressDisplay:
         if self.stage == schedule.stage:
             return
         if self.task is not None:
-            self.progress.remove_task(self.task)
+            self.remove_task(self.task)
         self.stage, self.active, self.mark = schedule.stage, "", (done, now)
-        self.task = self.progress.add_task(
+        self.task = self.add_task(
             "",
             total=schedule.epochs * schedule.items,
             completed=done,
@@ -98,24 +94,12 @@ class ProgressDisplay:
     def epoch(self, schedule: Schedule, record: Record) -> None:
         """Show the number of active latents; without a terminal, print a line."""
         self.active = f"  active {record['active']}/{record['latents']}" if "active" in record else ""
-        if self.progress.disable:
+        if self.disable:
             epoch = f"stage {schedule.stage} epoch {record['epoch'] + 1}/{schedule.epochs}"
             speed = f"{record['images_per_second']:,.0f} images/s"
             left = (schedule.epochs - record["epoch"] - 1) * schedule.items / record["images_per_second"]
             line = f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}"
             self.console.print(line, soft_wrap=True, highlight=False)
-
-
-class _TwoLines(Progress):
-    """A bar with the losses on a line below it, as a terminal of 80 columns has no room for both in one line."""
-
-    def __init__(self, display: ProgressDisplay, *columns: Any, **options: Any) -> None:
-        self.display = display
-        super().__init__(*columns, **options)
-
-    def get_renderables(self) -> Iterable[RenderableType]:
-        yield from super().get_renderables()
-        yield Text(self.display.numbers)
 
 
 def _numbers(values: dict[str, Any]) -> str:
