@@ -11,6 +11,7 @@ WORKDIR /src
 COPY requirements.lock ./
 COPY pyproject.toml README.md LICENSE ./
 COPY LICENSES LICENSES
+COPY balanced_vae balanced_vae
 COPY training training
 COPY export export
 COPY serve serve
