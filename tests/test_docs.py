@@ -24,7 +24,7 @@ PAGES = sorted(
     path.relative_to(ROOT)
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md"))
 )
-PACKAGES = ("training", "export", "serve")
+PACKAGES = ("balanced_vae", "training", "export", "serve")
 FOLDERS = (*PACKAGES, "benchmarks", "docs", "examples", "protos", "tests", "LICENSES")
 
 

@@ -61,8 +61,9 @@ def test_the_wheel_holds_all_modules_and_the_models_and_no_tests(wheel: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     packed = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
-    packed |= {path.name for path in ROOT.glob("*.py")}
+
     assert packed | {"serve/py.typed", "training/py.typed", "export/py.typed"} <= names
+    assert {f"{script.partition(':')[0].replace('.', '/')}.py" for script in PROJECT["scripts"].values()} <= names
     assert {f"serve/bundles/{path.name}" for path in EMBEDDED.values()} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
