@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from serve import Client, Options
-from serve.errors import Overloaded, Rejected, Unreachable
+from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import assert_clear_error, command, metrics, serving
@@ -143,8 +143,8 @@ def test_metrics_count_what_happened(smoke_bundle: Path, tmp_path: Path) -> None
             model = client.model()
             model.sample(0, 0, 10)
             list(model.files(0, 0, 20, encoding="webp"))
-            with pytest.raises(Rejected):
-                model.sample(0, 0, 0)
+            with pytest.raises(grpc.RpcError, match="count must be 1 or more"):
+                client.stub.Sample(wire.SampleRequest())
         lines = [line for line in metrics(log).splitlines() if not line.startswith("#")]
         found = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
         service = 'method="/balancedvae.sampling.v1.SamplingService'

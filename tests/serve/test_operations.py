@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from serve import Client
-from serve.errors import Rejected
 from serve.server.cli import main
 from serve.server.settings import Settings
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from tests.conftest import assert_clear_error, command, metrics, serving
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +47,8 @@ def exported(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> di
         with Client(address) as client:
             model = client.model()
             list(model.files(0, 0, 3))
-            with pytest.raises(Rejected):
-                model.sample(0, 0, 0)
+            with pytest.raises(grpc.RpcError, match="count must be 1 or more"):
+                client.stub.Sample(wire.SampleRequest())
         text = metrics(log)
     found: dict[str, Labels] = {"up": {}}
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", text, re.MULTILINE):
