@@ -238,30 +238,26 @@ class Gate(grpc.aio.ServerInterceptor):
 
         Few messages at a time may take longer than a moment: what has arrived of them is memory that nothing counts.
         """
-        late, loop = False, asyncio.get_running_loop()
-
-        def take_long() -> None:
-            nonlocal late
-            if self._arriving < max(1, ARRIVING_BYTES // self._message_bytes):
-                late = True
-                self._arriving += 1
-            else:
-                limit.reschedule(loop.time())
-
+        reading = asyncio.ensure_future(context.read())
         try:
-            async with asyncio.timeout(PATIENCE + self._message_bytes / SLOWEST) as limit:
-                timer = loop.call_later(MOMENT, take_long)
-                try:
-                    return await context.read()
-                finally:
-                    timer.cancel()
-        except TimeoutError:
-            text = "the message did not arrive in time" if late else "too many messages are arriving slowly"
-            raise Refusal(
-                Code.RESOURCE_EXHAUSTED, f"{text}; send the whole of it at once, a little later", 1.0
-            ) from None
+            await asyncio.wait((reading,), timeout=MOMENT)
+            if not reading.done():
+                await self._wait_long(reading)
+            return reading.result()
         finally:
-            self._arriving -= late
+            reading.cancel()
+
+    async def _wait_long(self, reading: asyncio.Future[Any]) -> None:
+        if self._arriving >= max(1, ARRIVING_BYTES // self._message_bytes):
+            text = "too many messages are arriving slowly; send the whole of one at once, a little later"
+            raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
+        self._arriving += 1
+        try:
+            await asyncio.wait((reading,), timeout=PATIENCE + self._message_bytes / SLOWEST)
+        finally:
+            self._arriving -= 1
+        if not reading.done():
+            raise Refusal(Code.RESOURCE_EXHAUSTED, "the message did not arrive in time; send it again, faster", 1.0)
 
     async def _write(self, serialise: Callable[[Any], bytes], reply: Any, context: Any) -> None:
         """Send a reply, message or bytes, and return once HTTP/2's flow control has let it go."""
