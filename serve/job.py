@@ -100,7 +100,8 @@ def run(
         model: Makes the samples.
         out: The folder; to be held.
         replace_other: Whether a folder with other files may be taken over. They stay, unless of the same names.
-        done: Called with how many more samples are on disk, as they get there.
+        done: Called with how many more samples are on disk, as they get there, and in between with 0. It may raise, to
+            end the job.
 
     Raises:
         JobError: the folder holds something else, or cannot be written.
@@ -112,7 +113,7 @@ def run(
         with ThreadPoolExecutor() as pool:
             waiting: dict[Future[None], int] = {}
             try:
-                for first, images in _batches(job, model, present):
+                for first, images in _batches(job, model, present, done):
                     write = _write_shard if job.format == SHARDS else _write_pictures
                     waiting[pool.submit(write, job, out, first, images)] = len(images)
                     _collect(waiting, done, AHEAD)
@@ -216,14 +217,19 @@ def _stored(path: Path, shape: tuple[int, int, int]) -> int:
         return 0
 
 
-def _batches(job: Job, model: GenerativeModel, present: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Images]]:
+def _batches(
+    job: Job, model: GenerativeModel, present: npt.NDArray[np.bool_], done: Callable[[int], None]
+) -> Iterator[tuple[int, Images]]:
     """Yield (first index, images) of what is missing: as the model gives them, or a whole shard at a time."""
     if job.format == SHARDS:
         for at in range(0, job.count, SHARD):
             count = min(SHARD, job.count - at)
             if not present[at : at + count].all():
-                parts = model.stream(job.seed, job.start + at, count, job.temperature)
-                yield job.start + at, np.concatenate([images for _, images in parts])
+                parts = []
+                for _, images in model.stream(job.seed, job.start + at, count, job.temperature):
+                    parts.append(images)
+                    done(0)
+                yield job.start + at, np.concatenate(parts)
         return
     edges = np.flatnonzero(np.diff(np.concatenate([[True], present, [True]]).astype(np.int8)))
     for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):

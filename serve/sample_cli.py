@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from serve import flags
 
 if TYPE_CHECKING:
     from serve.model import GenerativeModel
+    from serve.stop import StopRequest
 
 MOST = 10**8  # samples in one folder
 
@@ -183,15 +183,20 @@ def main(
         raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
     _refuse_what_has_no_effect(server, model)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
+    from serve.stop import Stopped, StopRequest
+
+    stop = StopRequest()
     from serve import job
     from serve.errors import ServeError
 
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through every `finally`
+    def done(more: int) -> None:
+        stop.check()
+        bar.update(more)
 
     try:
         with ExitStack() as stack:
             sampled = (
-                _remote(stack, server, model, token=token, **tls)
+                _remote(stack, stop, server, model, token=token, **tls)
                 if server is not None
                 else _local(model, precision or "fp32", device, threads, batch)
             )
@@ -200,23 +205,25 @@ def main(
             began = time.monotonic()
             stack.enter_context(job.hold(out))
             with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
-                made = job.run(wanted, sampled, out, mix, bar.update)
+                made = job.run(wanted, sampled, out, mix, done)
             seconds = time.monotonic() - began
             speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
             click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
             if grid:
                 click.echo(f"contact sheet: {job.grid(wanted, sampled, out, *grid)}")
-    except ServeError as error:
-        raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
+    except (Stopped, ServeError) as error:
+        if stop.signal is None:
+            raise click.ClickException(str(error)) from None
         click.echo(f"stopped; the same command completes {out}", err=True)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + stop.signal) from None
 
 
-def _remote(stack: ExitStack, server: str, model: str, **options: Any) -> GenerativeModel:
+def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **options: Any) -> GenerativeModel:
     from serve.client import Client, Options
 
-    return stack.enter_context(Client(server, Options(**options))).model(model)
+    client = stack.enter_context(Client(server, Options(**options)))
+    stop.wake = client.close  # whoever waits for the server stops waiting
+    return client.model(model)
 
 
 def _local(model: str, precision: str, device: str, threads: int, batch: int) -> GenerativeModel:

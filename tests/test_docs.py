@@ -60,7 +60,7 @@ def test_paths_exist(page: Path) -> None:
             assert list(ROOT.glob(path.rstrip("/."))), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
 def test_python_names_exist(page: Path) -> None:
     """Names such as `serve.noise.draw` are a module's, or of something that is defined or exported there."""
     text = (ROOT / page).read_text()

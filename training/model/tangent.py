@@ -2,7 +2,7 @@
 
 Keras itself only differentiates losses. Finite differences would approximate the derivative, but not its gradient,
 which RAE-GP trains with: every ReLU that switches within the step adds an error of one over the step's length.
-Measured against automatic differentiation, that gradient was off by half to sixty times its length, more the smaller
+Measured against automatic differentiation, that gradient was off by half its length and more, the more the smaller
 the step; the one here is off by rounding.
 """
 
