@@ -231,7 +231,9 @@ def ignore(soak: Soak) -> None:
         with ExitStack() as stack:
             before, streams = measured(soak)["stalled_readers"], []
             for seed in range(SHARES):
-                channel = grpc.insecure_channel(soak.address, [("grpc.use_local_subchannel_pool", 1)])
+                # By its own guess of the bandwidth gRPC would take megabytes beforehand: not so silent.
+                options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+                channel = grpc.insecure_channel(soak.address, options)
                 stub = rpc.SamplingServiceStub(stack.enter_context(channel))
                 streams.append(stub.SampleStream(wire.SampleStreamRequest(range=wire.Range(seed=seed, count=2**40))))
             if not until(lambda: ended_or_calm(soak, streams, before)):  # noqa: B023
