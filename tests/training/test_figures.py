@@ -83,7 +83,7 @@ def watched(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def deterministic(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Run:
     path = tmp_path_factory.mktemp("runs") / "rae"
-    settings = ("epochs=1", "batch=8", "sample_every=2", "first_stage=rae-l2", "priors=gaussian")
+    settings = ("epochs=12", "batch=8", "sample_every=2", "first_stage=rae-l2", "priors=gaussian")
     return train(path, splits, recipe("smoke").set(settings))
 
 
