@@ -18,13 +18,13 @@ from grpc_reflection.v1alpha import reflection
 from serve.bundle import DEFAULT, Bundle
 from serve.errors import ServeError, SettingsError
 from serve.server import admin, health, inference, sampling
-from serve.server.batcher import Backend, Budget
 from serve.server.folder import Loader, engines
 from serve.server.gate import Gate
 from serve.server.models import Registry
 from serve.server.security import Tokens, credentials
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry, no_span, tracing
+from serve.server.work import Backend, Budget
 from serve.stubs import inference_pb2_grpc
 from serve.stubs.admin.v1 import admin_pb2_grpc
 from serve.stubs.sampling.v1 import sampling_pb2_grpc

@@ -20,10 +20,10 @@ from serve.card import Card
 from serve.engine import Engine
 from serve.errors import BundleError, EngineError, ServeError, SettingsError
 from serve.noise import draw
-from serve.server.batcher import Backend, Budget
 from serve.server.models import MESSAGE_BYTES, Model, Registry
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry
+from serve.server.work import Backend, Budget
 from serve.text import one_line
 
 VERSION = re.compile(r"@([1-9][0-9]{0,8})\.onnx\Z")

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from serve.noise import Noise
-from serve.server.batcher import Request
 from serve.server.models import Model, Registry
 from serve.server.refusal import Refusal, invalid
 from serve.server.requests import noise_request, range_request
 from serve.server.security import CALLER
 from serve.server.wire import with_pixels
+from serve.server.work import Request
 from serve.stubs import inference_pb2 as oip
 from serve.stubs import inference_pb2_grpc as rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire

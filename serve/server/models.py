@@ -16,8 +16,9 @@ import numpy as np
 
 from serve.noise import Noise, draw
 from serve.server import memory
-from serve.server.batcher import Backend, Batcher, BatchObserver, Budget
+from serve.server.batcher import Batcher
 from serve.server.refusal import Code, Refusal
+from serve.server.work import Backend, BatchObserver, Budget
 from serve.text import quoted
 
 MESSAGE_BYTES = 4 * 2**20 - 2**16  # what a client with gRPC's defaults takes, less room for the rest

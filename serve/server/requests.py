@@ -8,9 +8,9 @@ from typing import Any
 
 from serve.model import check_noise, check_sampling
 from serve.noise import Noise
-from serve.server.batcher import Request
 from serve.server.models import Model
 from serve.server.refusal import invalid
+from serve.server.work import Request
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 RAW = (wire.ENCODING_UNSPECIFIED, wire.ENCODING_RAW)

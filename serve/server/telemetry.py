@@ -22,8 +22,8 @@ from prometheus_client.registry import Collector
 from pythonjsonlogger.json import JsonFormatter
 
 from serve.errors import SettingsError
-from serve.server.batcher import Budget
 from serve.server.models import Registry
+from serve.server.work import Budget
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SAMPLES = tuple(float(2**power) for power in range(11))

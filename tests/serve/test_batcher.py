@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from serve import Client, Engine, load
 from serve.model import Images
 from serve.noise import Noise
-from serve.server.batcher import Batcher, Budget, Request
+from serve.server.batcher import Batcher
 from serve.server.models import Limits, Registry
 from serve.server.refusal import Code, Refusal
 from serve.server.wire import with_pixels
+from serve.server.work import Budget, Request
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 SIDE = 4
