@@ -175,7 +175,7 @@ def test_whatever_one_file_does_the_others_come_and_go(
             assert sorted(digests(client)) == [("dogs", "1"), ("smoke", "1"), ("smoke", "2")]
             lines = log.read_text().splitlines()
             for name in refused:
-                assert len([line for line in lines if f"refused {name};" in line]) == 1, name
+                assert len([line for line in lines if f"refused {name}, " in line]) == 1, name
             assert all(line.isprintable() and len(line) < 500 for line in lines)
             assert "Traceback" not in log.read_text()
             shown = metrics(log)

@@ -125,8 +125,9 @@ def test_replies_that_nobody_reads_are_held_against_the_limits(smoke_bundle: Pat
         until(lambda: f'samples_total{{model="smoke"}} {float(fit * most)}' in metrics(log))  # all are computed
         assert metric(log, "requests_under_way") == fit
         assert metric(log, "held_bytes") > 28 * MIB
-        # A message is there twice while it is sent: as gRPC was given it, and as gRPC keeps it.
-        assert resident(process) - before < 3 * 32 * MIB
+        # A message is there twice while it is sent, as gRPC was given it and as gRPC keeps it, and an allocator keeps
+        # some of what was freed. Without the limit, 100 replies would be there twice: over 800 MiB.
+        assert resident(process) - before < 5 * 32 * MIB
         assert sum(map(pictures, calls)) == most * fit
         until(lambda: metric(log, "held_bytes") == 0)
 
