@@ -21,6 +21,7 @@ from training.model.autoencoder import xla
 from training.model.build import latent_vae
 from training.model.latents import Posteriors
 from training.recipes import recipe
+from training.record.stage import second_schedule
 
 
 @click.command()
@@ -35,15 +36,16 @@ def main(name: str, trials: tuple[str, ...], steps: int, rounds: int) -> None:
     for trial in trials:
         wanted = recipe(name).set(part for part in trial.split(",") if part)
         rng = np.random.default_rng(0)
-        shape = (wanted.batch * steps, wanted.latent_dim)
+        size = wanted.batch2 or wanted.batch
+        shape = (size * steps, wanted.latent_dim)
         latents = Posteriors(rng.standard_normal(shape, np.float32), np.full(shape, 0.1, np.float32))
         vae = latent_vae(wanted)
         vae.compile(optimizer=keras.optimizers.Adam(wanted.lr2), jit_compile=xla())
         kernels = [weight for weight in vae.trainable_weights if weight.name == "kernel"]
-        multiply = products([tuple(kernel.shape) for kernel in kernels], wanted.batch)
+        multiply = products([tuple(kernel.shape) for kernel in kernels], size)
 
         def train() -> None:
-            vae.fit(Epoch(len(latents), wanted.batch, latents.batch, 0, 0), shuffle=False, verbose=0)  # noqa: B023
+            vae.fit(Epoch(second_schedule(wanted, len(latents)), latents.batch, 0), shuffle=False, verbose=0)  # noqa: B023
 
         def bare() -> None:
             for _ in range(steps):

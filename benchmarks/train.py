@@ -20,6 +20,7 @@ from training.model.autoencoder import xla  # before Keras: it chooses the backe
 from training.model.build import image_autoencoder
 from training.recipe import Recipe
 from training.recipes import recipe
+from training.record.stage import first_schedule
 
 import keras  # isort: skip
 
@@ -74,7 +75,7 @@ def rate(model: keras.Model, data: Dataset, wanted: Recipe, steps_per_execution:
     seconds = 0.0
     for epoch in (0, 1):
         began = time.perf_counter()
-        model.fit(Epoch(len(data), wanted.batch, data.batch, 0, epoch), shuffle=False, verbose=0)
+        model.fit(Epoch(first_schedule(wanted, len(data)), data.batch, epoch), shuffle=False, verbose=0)
         seconds = time.perf_counter() - began
     return len(data) / seconds
 

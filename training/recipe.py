@@ -9,93 +9,186 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from training.errors import RecipeError
+from training.settings import Counts, Setting, setting, settings
 
 RESIZES = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FIRST_STAGES = ("vae", "ae", "rae-l2", "rae-gp", "rae-sn")
 BALANCES = ("computed", "learned", "fixed", "annealed")
+STARTS = ("one", "first", "mean")
 PRIORS = ("second-stage", "gaussian", "gmm")
 
-_MAY_BE_ZERO = {"limit", "validation", "l2_down", "l2_up", "l2_scale", "batch_norm_momentum", "balance_momentum"}
-_MAY_BE_ZERO |= {"kl_weight", "embedding", "regularisation", "seed", "snapshot_every"}
-_BELOW_ONE = ("batch_norm_momentum", "balance_momentum", "validation")
+
+def _variational(recipe: Recipe) -> bool:
+    return recipe.first_stage == "vae"
+
+
+def _second(recipe: Recipe) -> bool:
+    return "second-stage" in recipe.priors
+
+
+def _balanced(recipe: Recipe) -> set[str]:
+    """Return the balance policies that the recipe's stages use."""
+    first = {recipe.balance} if _variational(recipe) else set()
+    return first | ({recipe.balance2} if _second(recipe) else set())
+
+
+# When settings count. --set refuses a setting without effect, as whoever sets it expects one; named recipes may
+# hold some.
+_VAE: Counts = ("first_stage=vae", _variational)
+_SECOND: Counts = ("second-stage among priors", _second)
+_COMPUTED: Counts = ("a stage whose balance is computed", lambda recipe: "computed" in _balanced(recipe))
+_ANNEALED: Counts = ("a stage whose balance is annealed", lambda recipe: "annealed" in _balanced(recipe))
+_GAMMA: Counts = (
+    "first_stage=vae and balance=fixed or annealed",
+    lambda recipe: _variational(recipe) and recipe.balance in ("fixed", "annealed"),
+)
+_GAMMA2: Counts = (
+    "second-stage among priors and balance2=fixed or annealed",
+    lambda recipe: _second(recipe) and recipe.balance2 in ("fixed", "annealed"),
+)
+_RAE: Counts = ("first_stage=rae-l2, rae-gp or rae-sn", lambda recipe: recipe.first_stage.startswith("rae-"))
+_PENALTY: Counts = ("first_stage=rae-l2 or rae-gp", lambda recipe: recipe.first_stage in ("rae-l2", "rae-gp"))
+_SCALES: Counts = ("num_scale of 2 or more", lambda recipe: recipe.num_scale > 1)
+_GMM: Counts = ("gmm among priors", lambda recipe: "gmm" in recipe.priors)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One first stage, the priors fitted to its latents, and how to train them. Sizes: pixels, channels, units."""
+    """One first stage, the priors fitted to its latents, and how to train them. docs/settings.md has all settings.
+
+    The defaults are the paper's for CIFAR-10. A setting that is added later has a default that changes no older run.
+    """
 
     name: str = "custom"
 
-    # Pictures. `crop` is (top, bottom, left, right) in the original's pixels; 0,0,0,0 takes the
-    # largest centred square. Flips double the data: each epoch sees every picture or its mirror image.
-    # `limit` takes that many pictures, the first ones (0: all); `validation` is the share of them that is held back,
-    # chosen by their hash.
-    side: int = 32
-    channels: int = 3
-    crop: tuple[int, ...] = (0, 0, 0, 0)
-    resize: str = "bilinear"
-    flip: bool = False
-    limit: int = 0
-    validation: float = 0.0
+    side: int = setting(32, "pictures", "pixels", "width and height that pictures are made: a power of two, 16 to 256")
+    channels: int = setting(3, "pictures", "", "3 for colour, 1 for grey")
+    crop: tuple[int, ...] = setting(
+        (0, 0, 0, 0),
+        "pictures",
+        "the original's pixels",
+        "top,bottom,left,right of the part to use; 0,0,0,0 takes the largest centred square",
+        zero=True,
+    )
+    resize: str = setting("bilinear", "pictures", "", "how pictures are resized", choices=RESIZES)
+    flip: bool = setting(False, "pictures", "", "whether mirror images belong to the data; not for text or digits")
+    limit: int = setting(0, "pictures", "pictures", "use only the first so many; 0 uses all", zero=True)
+    validation: float = setting(
+        0.0, "pictures", "share", "held back and measured, chosen by each picture's hash", zero=True, below_one=True
+    )
 
-    # Stage 1: the ResNet of Dai & Wipf, figure 1 of the paper. The l2 weights are those of the encoder's
-    # downsampling, of the decoder's upsampling, and of the decoder's scale blocks.
-    first_stage: str = "vae"
-    num_scale: int = 3
-    blocks_per_scale: int = 1
-    depth_per_block: int = 2
-    base_dim: int = 32
-    fc_dim: int = 512
-    kernel: int = 3
-    latent_dim: int = 64
-    l2_down: float = 0.0
-    l2_up: float = 0.0
-    l2_scale: float = 0.0
-    batch_norm_momentum: float = 0.999
+    first_stage: str = setting("vae", "first", "", "the kind of autoencoder", choices=FIRST_STAGES)
+    num_scale: int = setting(3, "first", "scales", "sizes that the encoder works at; each halves the side")
+    blocks_per_scale: int = setting(1, "first", "blocks", "residual blocks at each size")
+    depth_per_block: int = setting(2, "first", "layers", "convolutions in a block")
+    base_dim: int = setting(
+        32, "first", "channels", "width at full size; half of it takes about a third of the time, and blurs more"
+    )
+    fc_dim: int = setting(512, "first", "units", "width of the encoder's dense layers")
+    kernel: int = setting(3, "first", "pixels", "width and height of the convolutions")
+    latent_dim: int = setting(64, "first", "latents", "numbers that a picture is encoded as")
+    l2_down: float = setting(
+        0.0, "first", "weight", "l2 regularisation of the encoder's downsampling", zero=True, counts=_SCALES
+    )
+    l2_up: float = setting(0.0, "first", "weight", "l2 regularisation of the decoder's upsampling", zero=True)
+    l2_scale: float = setting(0.0, "first", "weight", "l2 regularisation of the decoder's blocks", zero=True)
+    batch_norm_momentum: float = setting(
+        0.999,
+        "first",
+        "share",
+        "what a step keeps of batch norm's running statistics: they follow the last 1 / (1 - momentum) steps, so a "
+        "run of a few thousand steps wants .99",
+        zero=True,
+        below_one=True,
+    )
 
-    # The balance of a VAE, of stage 1 and of stage 2. `gamma` is what "fixed" and "annealed" hold it at;
-    # `kl_weight` is k, or 0 for the paper's (2 * side / latent_dim)^2.
-    kl_weight: float = 0.0
-    balance: str = "computed"
-    balance2: str = "computed"
-    balance_momentum: float = 0.99
-    balance_minimum: bool = True
-    gamma: float = 1.0
-    gamma2: float = 1.0
-    anneal_epochs: int = 10
+    kl_weight: float = setting(
+        0.0,
+        "balance",
+        "",
+        "k, the KL divergence's weight; 0 is the paper's (2 side / latent_dim)^2",
+        zero=True,
+        counts=_VAE,
+    )
+    balance: str = setting("computed", "balance", "", "stage 1's policy", choices=BALANCES, counts=_VAE)
+    balance2: str = setting("computed", "balance", "", "stage 2's policy", choices=BALANCES, counts=_SECOND)
+    balance_momentum: float = setting(
+        0.99,
+        "balance",
+        "share",
+        "what a step keeps of the running error that gamma is computed from: it follows the last 1 / (1 - momentum) "
+        "steps",
+        zero=True,
+        below_one=True,
+        counts=_COMPUTED,
+    )
+    balance_minimum: bool = setting(True, "balance", "", "whether gamma may only fall", counts=_COMPUTED)
+    balance_start: str = setting(
+        "one",
+        "balance",
+        "",
+        "where the running error begins: at 1 as in the paper, at the first minibatch's, or as the plain mean of the "
+        "first ones",
+        choices=STARTS,
+        counts=_COMPUTED,
+    )
+    gamma: float = setting(1.0, "balance", "deviations", "stage 1's gamma where it is held", counts=_GAMMA)
+    gamma2: float = setting(1.0, "balance", "deviations", "stage 2's gamma where it is held", counts=_GAMMA2)
+    anneal_epochs: int = setting(
+        10, "balance", "epochs", "until the KL divergence has its whole weight", counts=_ANNEALED
+    )
 
-    # A deterministic first stage: the weights of |z|^2 / 2 (beta) and of its regulariser (lambda).
-    embedding: float = 1e-3
-    regularisation: float = 1e-6
+    embedding: float = setting(1e-3, "deterministic", "weight", "beta, of |z|^2 / 2", zero=True, counts=_RAE)
+    regularisation: float = setting(
+        1e-6, "deterministic", "weight", "lambda, of the regulariser", zero=True, counts=_PENALTY
+    )
 
-    # What latents are sampled from. The standard normal is always there and needs no fitting.
-    priors: tuple[str, ...] = ("second-stage",)
-    gmm_components: int = 10
+    priors: tuple[str, ...] = setting(
+        ("second-stage",),
+        "priors",
+        "",
+        "what latents are sampled from; the standard normal is always there, and needs no fitting",
+        choices=PRIORS,
+    )
+    gmm_components: int = setting(10, "priors", "Gaussians", "in the mixture, 2 or more", counts=_GMM)
+    second_dim: int = setting(2048, "priors", "units", "width of stage 2's dense layers", counts=_SECOND)
+    second_depth: int = setting(3, "priors", "layers", "dense layers in stage 2's encoder and decoder", counts=_SECOND)
 
-    # Stage 2: dense layers over the latents.
-    second_dim: int = 2048
-    second_depth: int = 3
+    batch: int = setting(100, "training", "pictures", "in a minibatch; fewer make more steps of the same pictures")
+    epochs: int = setting(700, "training", "epochs", "of stage 1")
+    epoch_steps: int = setting(
+        0, "training", "steps", "minibatches in an epoch of stage 1; 0 makes it one pass over the pictures", zero=True
+    )
+    lr: float = setting(1e-4, "training", "", "learning rate of stage 1 (Adam)")
+    halve_every: int = setting(250, "training", "epochs", "between two halvings of lr")
+    batch2: int = setting(
+        0, "training", "latents", "in a minibatch of stage 2; 0 takes batch", zero=True, counts=_SECOND
+    )
+    epochs2: int = setting(1400, "training", "epochs", "of stage 2", counts=_SECOND)
+    epoch_steps2: int = setting(
+        0, "training", "steps", "minibatches in an epoch of stage 2; 0 makes it one pass", zero=True, counts=_SECOND
+    )
+    lr2: float = setting(1e-4, "training", "", "learning rate of stage 2 (Adam)", counts=_SECOND)
+    halve_every2: int = setting(400, "training", "epochs", "between two halvings of lr2", counts=_SECOND)
+    seed: int = setting(0, "training", "", "of the weights, the order of the pictures and the noise", zero=True)
+    precision: str = setting(
+        "float32",
+        "training",
+        "",
+        "what stage 1's layers compute in; weights and losses are float32",
+        choices=PRECISIONS,
+    )
 
-    # Training. The learning rate is halved every `halve_every` epochs (Adam, Keras' defaults else).
-    batch: int = 100
-    epochs: int = 700
-    lr: float = 1e-4
-    halve_every: int = 250
-    epochs2: int = 1400
-    lr2: float = 1e-4
-    halve_every2: int = 400
-    seed: int = 0
-    precision: str = "float32"  # what layers compute in; weights, heads and losses are float32 always
-
-    # Epochs between two grids of samples, and between two snapshots of stage 1 (0: none).
-    sample_every: int = 10
-    snapshot_every: int = 0
+    sample_every: int = setting(10, "kept", "epochs", "between two grids of samples")
+    snapshot_every: int = setting(
+        0, "kept", "epochs", "between two copies of stage 1, for figure 2; 0 keeps none", zero=True
+    )
 
     @property
     def k(self) -> float:
@@ -111,11 +204,8 @@ class Recipe:
             raise RecipeError(f"side must be a power of two from 16 to 256. Received: {self.side}")
         if self.channels not in (1, 3):
             raise RecipeError(f"channels must be 1 or 3. Received: {self.channels}")
-        for key, known in _CHOICES.items():
-            value = getattr(self, key)
-            for each in value if isinstance(value, tuple) else (value,):
-                if each not in known:
-                    raise RecipeError(f"{key} takes {', '.join(known)}. Received: {each!r}")
+        for key, each in settings(self).items():
+            _check(key, getattr(self, key), each)
         if len(set(self.priors)) < len(self.priors):
             raise RecipeError(f"priors names one twice. Received: {','.join(self.priors)}")
         if self.side >> (self.num_scale - 1) < 2:
@@ -127,19 +217,10 @@ class Recipe:
         top, bottom, left, right = self.crop
         if any(self.crop) and not (0 <= top < bottom and 0 <= left < right):
             raise RecipeError(f"crop must be top,bottom,left,right with top < bottom. Received: {self.crop}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                least = 0 if field.name in _MAY_BE_ZERO else 1e-12
-                if not least <= value < 2**63:
-                    raise RecipeError(f"{field.name} must be above zero. Received: {value}")
         if self.gmm_components < 2:
             raise RecipeError(
                 f"gmm_components must be 2 or more (one is prior gaussian). Received: {self.gmm_components}"
             )
-        for key in _BELOW_ONE:
-            if getattr(self, key) >= 1:
-                raise RecipeError(f"{key} must be below 1. Received: {getattr(self, key)}")
         if self.seed >= 2**32:  # what scikit-learn takes, and Keras
             raise RecipeError(f"seed must be below 2**32. Received: {self.seed}")
 
@@ -160,8 +241,9 @@ class Recipe:
             changes[key] = _parse(key, types[key], text)
         changed = dataclasses.replace(self, **changes)
         for key in changes:
-            if key in _READ_WITH and not _READ_WITH[key][1](changed):
-                raise RecipeError(f"{key} changes nothing in this recipe: it counts with {_READ_WITH[key][0]}")
+            words, counts = settings(changed)[key].counts
+            if not counts(changed):
+                raise RecipeError(f"{key} changes nothing in this recipe: it counts with {words}")
         return changed
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,67 +256,26 @@ class Recipe:
         """Return the recipe that `to_dict` gave.
 
         Raises:
-            RecipeError: there are settings that this version does not know, or some are missing.
+            RecipeError: there are settings that this version does not know. Those that are missing have their defaults.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            odd = ", ".join(sorted(set(values) ^ names))
-            raise RecipeError(f"the recipe was written by another version: it differs in {odd}")
+        if unknown := set(values) - {field.name for field in dataclasses.fields(cls)}:
+            raise RecipeError(f"the recipe was written by another version: it has {', '.join(sorted(unknown))}")
         frozen: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
         return cls(**frozen)
 
 
-_CHOICES = {
-    "resize": RESIZES,
-    "precision": PRECISIONS,
-    "first_stage": FIRST_STAGES,
-    "balance": BALANCES,
-    "balance2": BALANCES,
-    "priors": PRIORS,
-}
-
-
-def _balanced(recipe: Recipe) -> set[str]:
-    """Return the balance policies that the recipe's stages use."""
-    first = {recipe.balance} if _variational(recipe) else set()
-    return first | ({recipe.balance2} if _second(recipe) else set())
-
-
-def _variational(recipe: Recipe) -> bool:
-    return recipe.first_stage == "vae"
-
-
-def _second(recipe: Recipe) -> bool:
-    return "second-stage" in recipe.priors
-
-
-# When a setting has an effect, in words and as a test: `gamma`, for example, has one only where the balance is fixed
-# or annealed. --set refuses a setting without effect, as whoever sets it expects one; named recipes may hold some.
-_Reads = tuple[str, Callable[[Recipe], bool]]
-_SECOND: _Reads = ("second-stage among priors", _second)
-_COMPUTED: _Reads = ("a stage whose balance is computed", lambda recipe: "computed" in _balanced(recipe))
-_READ_WITH: dict[str, _Reads] = {
-    "balance": ("first_stage=vae", _variational),
-    "kl_weight": ("first_stage=vae", _variational),
-    "gamma": (
-        "first_stage=vae and balance=fixed or annealed",
-        lambda recipe: _variational(recipe) and recipe.balance in ("fixed", "annealed"),
-    ),
-    "gamma2": (
-        "second-stage among priors and balance2=fixed or annealed",
-        lambda recipe: _second(recipe) and recipe.balance2 in ("fixed", "annealed"),
-    ),
-    "balance_momentum": _COMPUTED,
-    "balance_minimum": _COMPUTED,
-    "anneal_epochs": ("a stage whose balance is annealed", lambda recipe: "annealed" in _balanced(recipe)),
-    "embedding": ("first_stage=rae-l2, rae-gp or rae-sn", lambda recipe: recipe.first_stage.startswith("rae-")),
-    "regularisation": ("first_stage=rae-l2 or rae-gp", lambda recipe: recipe.first_stage in ("rae-l2", "rae-gp")),
-    "l2_down": ("num_scale of 2 or more", lambda recipe: recipe.num_scale > 1),
-    "gmm_components": ("gmm among priors", lambda recipe: "gmm" in recipe.priors),
-    **dict.fromkeys(("balance2", "second_dim", "second_depth", "epochs2", "lr2", "halve_every2"), _SECOND),
-}
+def _check(key: str, value: Any, known: Setting) -> None:
+    """Raise RecipeError for a value that its setting does not take."""
+    for each in value if isinstance(value, tuple) else (value,):
+        if known.choices and each not in known.choices:
+            raise RecipeError(f"{key} takes {', '.join(known.choices)}. Received: {each!r}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not (0 if known.zero else 1e-12) <= value < 2**63:
+            raise RecipeError(f"{key} must be above zero. Received: {value}")
+        if known.below_one and value >= 1:
+            raise RecipeError(f"{key} must be below 1. Received: {value}")
 
 
 def _parse(key: str, kind: Any, text: str) -> Any:

@@ -101,6 +101,11 @@ class Arrays:
         """Return a picture's bytes."""
         return self._row(index).tobytes()
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the width and height of a picture as it is stored."""
+        row = self._row(index)
+        return row.shape[1], row.shape[0]
+
     def picture(self, index: int) -> UInt8Array:
         """Return a picture as uint8 [side, side, channels]. One that has this shape already is not cropped."""
         row = self._row(index)

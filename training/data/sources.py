@@ -6,6 +6,7 @@ A zip's pictures are read from the archive and never unpacked to disk; its other
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import zipfile
@@ -15,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
 from training.data import arrays
 from training.data.cache import Cache, state
@@ -56,6 +58,9 @@ class PictureSource(Protocol):
 
     def fingerprint(self, index: int) -> bytes:
         """Return bytes that are equal for equal pictures, whatever their names."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return the width and height of a picture as it is stored. Any exception of a decoder may be raised."""
 
     def picture(self, index: int) -> UInt8Array:
         """Return a picture as uint8 [side, side, channels]. Any exception of a decoder may be raised."""
@@ -165,6 +170,10 @@ class _Files:
 
     def fingerprint(self, index: int) -> bytes:
         return self.fingerprints[index * WIDTH : (index + 1) * WIDTH]
+
+    def size(self, index: int) -> tuple[int, int]:
+        with Image.open(io.BytesIO(self.container.read(self.names[index]))) as picture:
+            return picture.size
 
     def picture(self, index: int) -> UInt8Array:
         return decode(self.container.read(self.names[index]), self.recipe)

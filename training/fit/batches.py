@@ -9,36 +9,56 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from training.record.stage import Schedule
+
+
+def order(schedule: Schedule, epoch: int) -> npt.NDArray[np.intp]:
+    """Return the items of an epoch's minibatches, in their order: indices [steps * size].
+
+    Every pass over the items has another order, a function of the seed and the pass. An epoch is either a pass,
+    whose last items are left out where they make no full minibatch; or it is a piece of all passes, one after the
+    other, which leave out nothing.
+    """
+    wanted = schedule.steps * schedule.size
+    first = epoch * schedule.items
+    if schedule.epoch_steps:
+        first = epoch * wanted
+    passes = range(first // schedule.items, (first + wanted - 1) // schedule.items + 1)
+    orders = [
+        np.random.default_rng((schedule.seed + schedule.stage, each)).permutation(schedule.items) for each in passes
+    ]
+    return np.concatenate(orders)[first % schedule.items :][:wanted]
+
 
 class Epoch(keras.utils.PyDataset):  # type: ignore[misc]  # Keras ships no types
-    """One shuffled pass over `count` items, from minibatch `skip` on, up to `end`.
+    """An epoch of a stage, from minibatch `skip` on, up to `end`.
 
     The order and every random draw are functions of (seed, epoch, minibatch), so a resumed epoch continues exactly
     as the stopped one would have.
 
     Args:
-        count: Number of items. Those left over after the last full minibatch are skipped: others each epoch.
-        batch: Items a minibatch.
+        schedule: Of the stage.
         draw: Makes a minibatch of indices and a random generator of its own.
+        epoch: Counts from 0.
+        skip: Minibatches that are done.
+        end: Where to stop; without it, at the epoch's end.
     """
 
     def __init__(
         self,
-        count: int,
-        batch: int,
+        schedule: Schedule,
         draw: Callable[[npt.NDArray[np.intp], np.random.Generator], npt.NDArray[Any]],
-        seed: int,
         epoch: int,
         skip: int = 0,
         end: int | None = None,
     ) -> None:
         super().__init__()
-        self.batch = min(batch, count)
+        self.batch = schedule.size
         self.draw = draw
-        self.key = (seed, epoch)
+        self.key = (schedule.seed + schedule.stage, epoch)
         self.skip = skip
-        self.order = np.random.default_rng(self.key).permutation(count)
-        self.end = count // self.batch if end is None else end
+        self.order = order(schedule, epoch)
+        self.end = schedule.steps if end is None else end
 
     def __len__(self) -> int:
         return self.end - self.skip

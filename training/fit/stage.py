@@ -74,6 +74,8 @@ def train_stage(
     variables += model.optimizer.variables
     at = run.load_state(schedule.stage, variables) or Position()
     run.forget(schedule.stage, at.epoch, at.step)
+    if at != Position() and at.epoch < schedule.epochs:
+        observer.note(f"going on in epoch {at.epoch + 1}/{schedule.epochs} of stage {schedule.stage}, step {at.step}")
 
     traced = _traced(steps) if schedule.stage == 1 else []
     saved = time.monotonic()
@@ -82,7 +84,7 @@ def train_stage(
             began = time.monotonic()
             end = next((step for step in traced if step > at.step), steps) if at.epoch == 0 else steps
             piece = _Piece(schedule, at, size, observer, stop, until=saved + execution.save_every)
-            epoch = Epoch(schedule.items, size, data.batch, schedule.seed + schedule.stage, at.epoch, at.step, end)
+            epoch = Epoch(schedule, data.batch, at.epoch, at.step, end)
             logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
             if bits := int(logs["non_finite"][-1]):
                 _diverged(" and ".join(name for i, name in enumerate(model.TERMS) if bits >> i & 1), schedule, at, run)
@@ -150,9 +152,10 @@ def _diverged(what: str, schedule: Schedule, at: Position, run: Run) -> None:
     last = run.saved_position(schedule.stage)
     kept = f"the checkpoint of epoch {last.epoch + 1}, minibatch {last.step}, is kept" if last else "none was saved"
     rate = "lr" if schedule.stage == 1 else "lr2"
+    where = " into another --out" if last else ""
     raise Diverged(
         f"stage {schedule.stage} diverged in epoch {at.epoch + 1}: {what} stopped being finite; {kept} in "
-        f"{run.path}. Train anew with a lower {rate} ({rate} is {schedule.lr:g}) or a wider precision"
+        f"{run.path}. Train anew{where} with a lower {rate} ({rate} is {schedule.lr:g}) or a wider precision"
     )
 
 
@@ -164,10 +167,10 @@ def _record(
     mean, sd = posteriors(model.encoder, _some(data, schedule, RECORDED), model.input_scale)
     record = {
         "stage": schedule.stage,
-        "epoch": at.epoch,
+        "epoch": at.epoch + 1,
         "images": (at.epoch + 1) * images,
         "images_per_second": round(images / at.seconds, 1),
-        "lr": float(keras.ops.convert_to_numpy(model.optimizer.learning_rate)),
+        "lr": schedule.rate(at.epoch),
         **means,
         **latent_summary(mean, sd),
         "latent_variance": _rounded(sd),

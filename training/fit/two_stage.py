@@ -15,18 +15,22 @@ from training.fit import devices
 from training.fit.execution import Execution
 from training.fit.stage import train_stage
 from training.fit.stop import StopRequest
+from training.fit.warm import fingerprint, warm_start
 from training.model import priors
 from training.model.autoencoder import Autoencoder
 from training.model.build import IMAGE_SCALE, image_autoencoder, in_units_of, latent_vae, plain, plain_images
-from training.model.latents import Posteriors, posteriors
+from training.model.latents import Posteriors, infer, posteriors
 from training.recipe import Recipe
 from training.record import grids
+from training.record.advice import Adviser
 from training.record.run import Run, save_model
-from training.record.stage import Observer, Observers, Schedule
+from training.record.stage import Observer, Observers, Schedule, first_schedule, second_schedule
 from training.record.tensorboard import TensorBoardWriter
 from training.types import Float32Array, Record
 
 GRID = 64  # samples in a grid
+SAMPLES = 512  # samples whose variance is compared with the pictures'
+MEASURED = 1000  # pictures that it is compared with
 
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
@@ -51,18 +55,21 @@ class _Album:
         self.observer.step(schedule, epoch, images, logs)
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        done, recipe = record["epoch"] + 1, self.recipe
+        done, recipe = record["epoch"], self.recipe
         if done % recipe.sample_every == 0 or done == schedule.epochs:
-            pictures = self.model.decoder(grid_noise(recipe, recipe.latent_dim), training=False)
+            pictures = self.model.decoder(noise(recipe, recipe.latent_dim, GRID), training=False)
             grids.grid(self.run.path / "samples" / f"stage1-{done:04d}.png", grids.to_uint8(pictures))
         if recipe.snapshot_every and done % recipe.snapshot_every == 0:
             save_model(self.run.snapshot_path(done), plain_images(self.model, recipe))
         self.observer.epoch(schedule, record)
 
+    def note(self, text: str) -> None:
+        self.observer.note(text)
 
-def grid_noise(recipe: Recipe, size: int) -> Float32Array:
+
+def noise(recipe: Recipe, size: int, count: int) -> Float32Array:
     """Return the noise that every grid of a run is decoded from, so that grids can be compared."""
-    return np.random.default_rng(recipe.seed).standard_normal((GRID, size), np.float32)
+    return np.random.default_rng(recipe.seed).standard_normal((count, size), np.float32)
 
 
 def train(
@@ -70,6 +77,7 @@ def train(
     data: Path | Splits,
     out: Path,
     *,
+    start: Path | None = None,
     observer: Observer | None = None,
     stop: StopRequest | None = None,
     execution: Execution = Execution(),  # noqa: B008  # frozen
@@ -80,6 +88,7 @@ def train(
         recipe: What to train, as in RECIPES["faces"]().
         data: Where the pictures are, or what `load_data` made of them with this recipe.
         out: The run directory: a new folder, or that of the same recipe and pictures.
+        start: A finished run whose stage 1 training starts from, where its weights fit; None starts from noise.
         observer: Is told of every minibatch and epoch, to show progress for example.
         stop: Ends training, with everything saved, once its `signal` is set.
         execution: How often to save, and what to run on.
@@ -92,9 +101,10 @@ def train(
     identity = {"count": len(splits.train), "digest": splits.train.digest}
     with devices.run_directory(out) as folder:
         run = Run(folder)
-        with run.open(recipe, identity), TensorBoardWriter(run) as events:
-            both = Observers(observer, events) if observer else events
-            train_two_stages(recipe, splits, run, both, stop or StopRequest(), execution)
+        digest = fingerprint(start) if start else ""
+        with run.open(recipe, identity, digest) as recipe, TensorBoardWriter(run) as events:
+            both = Observers(Adviser(run, observer), events) if observer else events
+            train_two_stages(recipe, splits, run, both, stop or StopRequest(), execution, start)
     return Run(out)
 
 
@@ -105,6 +115,7 @@ def train_two_stages(
     observer: Observer,
     stop: StopRequest,
     execution: Execution,
+    start: Path | None = None,
 ) -> None:
     """Train stage 1 and fit its priors into a run directory, going on where an earlier call was stopped.
 
@@ -121,9 +132,11 @@ def train_two_stages(
             "set gmm_components"
         )
     if not run.network_path(1).exists():
-        schedule = Schedule(1, len(pictures), recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every, recipe.seed)
+        schedule = first_schedule(recipe, len(pictures))
         with devices.strategy_scope(execution.devices, schedule.size):
             model = image_autoencoder(recipe, schedule.steps)
+            if start and run.saved_position(1) is None:
+                observer.note(warm_start(model, start))
             album = _Album(model, recipe, run, observer)
             train_stage(model, pictures, schedule, run, album, stop, execution, splits.validation)
         run.finish(1, plain_images(model, recipe))
@@ -131,7 +144,7 @@ def train_two_stages(
         return  # what follows is too small to share out
     first = run.load_networks(1)
     latents = encode(first.get_layer("encoder"), pictures)
-    write_json(run.path / "diagnostics.json", latents.diagnostics())
+    facts = {**latents.diagnostics(), **_against_data(first, pictures), "diversity": {}}
 
     for name in recipe.priors:
         if name in run.priors:
@@ -143,16 +156,33 @@ def train_two_stages(
             save_model(run.prior_path(name), priors.fit(name, draws, recipe.gmm_components, recipe.seed))
     for name in run.priors:
         prior = run.prior(name)
-        drawn = first.get_layer("decoder")(prior(grid_noise(recipe, prior.input_shape[-1])), training=False)
-        grids.grid(run.path / "samples" / f"{name}.png", grids.to_uint8(drawn))
+        (drawn,) = infer(first.get_layer("decoder"), infer(prior, noise(recipe, prior.input_shape[-1], SAMPLES))[0])
+        facts["diversity"][name] = variance(drawn) / facts["pixel_variance"]
+        grids.grid(run.path / "samples" / f"{name}.png", grids.to_uint8(drawn[:GRID]))
+    write_json(run.path / "diagnostics.json", facts)
     grids.draw(run, first, splits)
+
+
+def _against_data(networks: keras.Model, pictures: Dataset) -> Record:
+    """Return the pictures' variance, and the reconstructions' error in units of it: 1 for the average picture."""
+    count = len(pictures)
+    some = pictures.rows(np.linspace(0, count - 1, min(count, MEASURED)).astype(np.intp)).astype(np.float32)
+    some /= np.float32(IMAGE_SCALE)
+    spread = max(variance(some), 1e-9)
+    error = float(np.mean(np.square(some - infer(networks, some)[0])))
+    return {"pixel_variance": spread, "error": error / spread}
+
+
+def variance(pictures: Float32Array) -> float:
+    """Return the variance of pictures [n, ...] about the average picture, averaged over its values."""
+    return float(np.mean(np.var(pictures, axis=0, dtype=np.float64)))
 
 
 def _train_second_stage(
     recipe: Recipe, latents: Posteriors, run: Run, observer: Observer, stop: StopRequest, execution: Execution
 ) -> None:
     seen, centre, spread = latents.standardised()
-    schedule = Schedule(2, len(seen), recipe.epochs2, recipe.batch, recipe.lr2, recipe.halve_every2, recipe.seed)
+    schedule = second_schedule(recipe, len(seen))
     vae = latent_vae(recipe, schedule.steps)
     train_stage(vae, seen, schedule, run, observer, stop, execution)
     in_units_of(vae, centre, spread)

@@ -87,7 +87,7 @@ def along_first_epoch(path: Path, trace: list[Record]) -> None:
 
 def along_training(path: Path, stage: list[Record]) -> None:
     """Plot each latent's mean posterior variance along a stage's epochs (figure 7)."""
-    _each_latent(path, "Each latent along training", [record["epoch"] + 1 for record in stage], stage, _epochs)
+    _each_latent(path, "Each latent along training", [record["epoch"] for record in stage], stage, _epochs)
 
 
 def _each_latent(
@@ -180,7 +180,7 @@ def _has(stage: list[Record], name: str) -> bool:
 
 
 def _curve(axis: Axes, stage: list[Record], name: str, **options: Any) -> None:
-    epochs = [record["epoch"] + 1 for record in stage]
+    epochs = [record["epoch"] for record in stage]
     values = [record[name] for record in stage]
     axis.plot(epochs, values, **{"color": USED, "clip_on": False, **_marks(epochs), **options})
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from training.record.stage import Schedule
 from training.types import Record
 
+LINES = 5.0  # seconds between two lines of finished epochs above the bar
 REFRESH = 0.25  # seconds between updates; not every step is shown, as reading a loss waits for the device
 
 
@@ -38,7 +39,7 @@ class ProgressDisplay(Progress):
         self.task: TaskID | None = None
         self.stage = 0
         self.active = ""
-        self.shown = 0.0
+        self.shown = self.lined = 0.0
         self.mark = (0, 0.0)
         self.numbers = ""
         super().__init__(
@@ -64,7 +65,7 @@ class ProgressDisplay(Progress):
         if self.disable or now - self.shown < REFRESH:
             return
         self.shown = now
-        done = epoch * schedule.items + images
+        done = epoch * schedule.images + images
         self._begin(schedule, done, now)
         assert self.task is not None
         speed = (done - self.mark[0]) / max(now - self.mark[1], 1e-9)
@@ -84,7 +85,7 @@ class ProgressDisplay(Progress):
         self.stage, self.active, self.mark = schedule.stage, "", (done, now)
         self.task = self.add_task(
             "",
-            total=schedule.epochs * schedule.items,
+            total=schedule.epochs * schedule.images,
             completed=done,
             stage=schedule.stage,
             epoch="",
@@ -92,14 +93,21 @@ class ProgressDisplay(Progress):
         )
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
-        """Show the number of active latents; without a terminal, print a line."""
+        """Print a line, which stays above the bar; on a terminal no more than one every few seconds, and the last."""
         self.active = f"  active {record['active']}/{record['latents']}" if "active" in record else ""
-        if self.disable:
-            epoch = f"stage {schedule.stage} epoch {record['epoch'] + 1}/{schedule.epochs}"
-            speed = f"{record['images_per_second']:,.0f} images/s"
-            left = (schedule.epochs - record["epoch"] - 1) * schedule.items / record["images_per_second"]
-            line = f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}"
-            self.console.print(line, soft_wrap=True, highlight=False)
+        now = time.monotonic()
+        last = record["epoch"] == schedule.epochs
+        if not self.disable and not last and now - self.lined < LINES:
+            return
+        self.lined = now
+        epoch = f"stage {schedule.stage} epoch {record['epoch']}/{schedule.epochs}"
+        speed = f"{record['images_per_second']:,.0f} images/s"
+        left = (schedule.epochs - record["epoch"]) * schedule.images / record["images_per_second"]
+        self.note(f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}")
+
+    def note(self, text: str) -> None:
+        """Print a line, which stays."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _numbers(values: dict[str, Any]) -> str:

@@ -5,8 +5,8 @@ stage1.keras      encoder and decoder of stage 1 (plain Keras layers: loads with
 stage2.keras      the same of stage 2
 prior-NAME.keras  an ex-post density: noise -> latents
 snapshots/        stage 1 after every snapshot_every epochs of the recipe
-state/            what resuming needs: weights, optimizer, policy, position in the epoch
-history.jsonl     one record an epoch
+state/            what going on needs: weights, optimizer, policy, position in the epoch
+history.jsonl     one record an epoch; epochs count from 1
 trace.jsonl       the latents' variances along the first epoch
 diagnostics.json  facts about the latents
 metrics.json      measurements, if any were made: a list, each with its protocol
@@ -22,6 +22,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,25 @@ from training.errors import RunError
 from training.files import append_line, make_folder, replacing, write_json, writing
 from training.recipe import PRIORS, Recipe
 from training.record.stage import Position
+from training.settings import text
 from training.types import Record
+
+BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")
+
+# What may change when a run is gone on with: only upwards; while stage 2 is not begun; at any time.
+_MORE = ("epochs", "epochs2")
+_SECOND = (
+    "second_dim",
+    "second_depth",
+    "batch2",
+    "epochs2",
+    "epoch_steps2",
+    "lr2",
+    "halve_every2",
+    "balance2",
+    "gamma2",
+)
+_KEPT = ("priors", "sample_every", "snapshot_every")
 
 
 class Run:
@@ -92,12 +111,15 @@ class Run:
             raise RunError(f"cannot read {self.path / name}: {error}") from None
 
     @contextmanager
-    def open(self, recipe: Recipe, data: dict[str, Any]) -> Iterator[None]:
-        """Start the run, or check that it is the same run and resume it. It is locked during the block.
+    def open(self, recipe: Recipe, data: dict[str, Any], start: str = "") -> Iterator[Recipe]:
+        """Start the run, or check that it is the same run and go on with it; yield its recipe. It is locked meanwhile.
+
+        Until something was trained, the folder belongs to nobody, and another recipe may have it.
 
         Args:
-            recipe: The recipe wanted.
+            recipe: The recipe wanted. A run that was begun can take more epochs and more priors: what it has is kept.
             data: The pictures' count and digest.
+            start: The digest of the weights that training starts from; "" where it starts from noise.
 
         Raises:
             RunError: the folder holds a run of another recipe, other pictures or another backend, or other files, or
@@ -109,13 +131,18 @@ class Run:
             raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
         busy = f"another process is training in {self.path}; wait for it, or choose another --out"
         with self.locked("lock", busy):
-            if (self.path / "config.json").exists():
-                self._check_same(recipe, data)
+            if self.begun:
+                recipe = self._extended(recipe, data, start)
             else:
                 versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
                 config = {"recipe": recipe.to_dict(), "data": data, "backend": _backend(), "versions": versions}
-                write_json(self.path / "config.json", config)
-            yield
+                write_json(self.path / "config.json", config | ({"from": start} if start else {}))
+            yield recipe
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was trained here that would be lost."""
+        return (self.path / "config.json").exists() and (self._state(1).exists() or self.network_path(1).exists())
 
     @contextmanager
     def locked(self, name: str, refusal: str = "") -> Iterator[None]:
@@ -139,22 +166,68 @@ class Run:
                 raise RunError(refusal) from None
             yield
 
-    def _check_same(self, recipe: Recipe, data: dict[str, Any]) -> None:
-        before, now = self.config["recipe"], recipe.to_dict()
-        for key in sorted(set(before) | set(now)):
-            if before.get(key) != now.get(key):
+    def _extended(self, wanted: Recipe, data: dict[str, Any], start: str) -> Recipe:
+        """Return the recipe to go on with, and undo what more epochs make out of date.
+
+        Raises:
+            RunError: what was trained cannot become what is wanted.
+        """
+        config = self.config
+        recipe = self.recipe
+        priors = (*recipe.priors, *(name for name in wanted.priors if name not in recipe.priors))
+        wanted = replace(wanted, name=recipe.name, priors=priors)
+        before, now = recipe.to_dict(), wanted.to_dict()
+        for key in now:
+            if before[key] != now[key] and not self._may_change(key, before[key], now[key]):
                 raise RunError(
-                    f"{self.path} holds another run: {key} is {before.get(key)} there and {now.get(key)} here; "
-                    "choose another --out or the same settings"
+                    f"{self.path} holds another run: {key} is {text(before[key])} there and {text(now[key])} here, "
+                    f"and cannot change{' to fewer' if key in _MORE else ''}; choose another --out or the same settings"
                 )
-        if self.config["data"] != data:
+        if config["data"] != data:
             raise RunError(f"{self.path} was trained on other pictures than --data holds; choose another --out")
         # Another backend draws other noise and rounds differently: the run would not be the same.
-        if (backend := self.config.get("backend", _backend())) != _backend():
+        if (backend := config.get("backend", _backend())) != _backend():
             raise RunError(
                 f"{self.path} is trained with KERAS_BACKEND={backend}; set that to go on with it, or choose another "
                 f"--out. Received: {_backend()}"
             )
+        if start and start != config.get("from"):
+            raise RunError(
+                f"{self.path} did not start from the weights of --from; choose another --out, or leave it out"
+            )
+        if wanted.epochs > recipe.epochs:
+            self._reopen(1)
+        if wanted.epochs2 > recipe.epochs2:
+            self._reopen(2)
+        if wanted != recipe:
+            write_json(self.path / "config.json", {**config, "recipe": now})
+        return wanted
+
+    def _may_change(self, key: str, before: Any, now: Any) -> bool:
+        """Tell whether a setting may change in a run that was begun, without undoing what was trained."""
+        if key in _MORE:
+            return bool(now > before)
+        if key in _SECOND and not (self._state(2).exists() or self.network_path(2).exists()):
+            return True
+        return key in _KEPT or (key == "gmm_components" and not self.prior_path("gmm").exists())
+
+    def _reopen(self, stage: int) -> None:
+        """Make a finished stage one that can be gone on with. What was made of it goes first: a kill loses only that.
+
+        Raises:
+            RunError: the state of training is gone.
+        """
+        if not self.network_path(stage).exists():
+            return
+        if not self._state(stage).exists():
+            raise RunError(
+                f"{self._state(stage)} is gone, which more epochs take; train into another --out with --from"
+            )
+        if stage == 1:
+            gone = [self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)]
+            for path in gone:
+                path.unlink(missing_ok=True)
+        self.network_path(stage).unlink()
 
     def append(self, record: Record, name: str = "history") -> None:
         """Add an epoch's record to history.jsonl, or one to trace.jsonl. Do so before saving a state beyond it."""
@@ -171,7 +244,7 @@ class Run:
     def forget(self, stage: int, epoch: int, step: int) -> None:
         """Drop the records after a position of a stage, as a resumed run writes them again."""
         now = (stage, epoch)
-        self._keep("history", [each for each in self.history() if (each["stage"], each["epoch"]) < now])
+        self._keep("history", [each for each in self.history() if (each["stage"], each["epoch"]) <= now])
         if now <= (1, 0):
             self._keep("trace", [each for each in self.history("trace") if each["step"] <= step])
 
@@ -230,9 +303,8 @@ class Run:
         return self.path / "snapshots" / f"stage1-{epoch:04d}.keras"
 
     def finish(self, stage: int, networks: keras.Model) -> None:
-        """Write a finished stage's encoder and decoder, and delete its saved state."""
-        save_model(self.network_path(stage), networks)  # on the disk before the state is deleted
-        self._state(stage).unlink(missing_ok=True)
+        """Write a finished stage's encoder and decoder. The saved state stays, so that more epochs can follow."""
+        save_model(self.network_path(stage), networks)
 
     def load_networks(self, stage: int) -> keras.Model:
         """Return a finished stage's encoder and decoder as one model.
@@ -247,6 +319,11 @@ class Run:
         """The names of the run's priors; the standard normal, which every run has, is the first."""
         here = {name: self.network_path(2) if name == "second-stage" else self.prior_path(name) for name in PRIORS}
         return ("normal", *(name for name, path in here.items() if path.exists()))
+
+    @property
+    def default_prior(self) -> str:
+        """The prior that samples are drawn from unless another is named: the first that the run has of BEST_FIRST."""
+        return next(name for name in BEST_FIRST if name in self.priors)
 
     def prior(self, name: str) -> keras.Model:
         """Return a prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from training.recipe import Recipe
 from training.types import Record
 
 
@@ -17,11 +18,12 @@ class Schedule:
     Attributes:
         stage: 1 or 2.
         items: Pictures, or latents, in an epoch.
-        epochs: Passes over the items.
+        epochs: How many there are.
         batch: Items a minibatch; all of them if there are fewer.
         lr: Learning rate at the start.
         halve_every: Epochs between two halvings of the learning rate.
         seed: Of the order of the items, and of what is drawn with them.
+        epoch_steps: Minibatches in an epoch, which go on in the order of the last; 0 makes it one pass over the items.
     """
 
     stage: int
@@ -31,6 +33,7 @@ class Schedule:
     lr: float
     halve_every: int
     seed: int
+    epoch_steps: int = 0
 
     @property
     def size(self) -> int:
@@ -39,8 +42,29 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Minibatches an epoch. Items left over are skipped: others each epoch."""
-        return self.items // self.size
+        """Minibatches an epoch. Items left over after a pass are skipped: others each epoch."""
+        return self.epoch_steps or self.items // self.size
+
+    @property
+    def images(self) -> int:
+        """Items seen in an epoch."""
+        return self.steps * self.size
+
+    def rate(self, epoch: int) -> float:
+        """Return an epoch's learning rate; epochs count from 0."""
+        return float(self.lr * 0.5 ** (epoch // self.halve_every))
+
+
+def first_schedule(recipe: Recipe, pictures: int) -> Schedule:
+    """Return the schedule of stage 1 on so many pictures."""
+    epochs = recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every
+    return Schedule(1, pictures, *epochs, recipe.seed, recipe.epoch_steps)
+
+
+def second_schedule(recipe: Recipe, latents: int) -> Schedule:
+    """Return the schedule of stage 2 on so many latents."""
+    epochs = recipe.epochs2, recipe.batch2 or recipe.batch, recipe.lr2, recipe.halve_every2
+    return Schedule(2, latents, *epochs, recipe.seed, recipe.epoch_steps2)
 
 
 @dataclass(frozen=True)
@@ -75,11 +99,13 @@ class Position:
 
 
 class Observer(Protocol):
-    """Follows training: `step` is called after every minibatch, `epoch` after every epoch."""
+    """Follows training: `step` is called after every minibatch, `epoch` after every epoch, `note` to say something."""
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None: ...
 
     def epoch(self, schedule: Schedule, record: Record) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 class Observers:
@@ -95,3 +121,7 @@ class Observers:
     def epoch(self, schedule: Schedule, record: Record) -> None:
         for observer in self.observers:
             observer.epoch(schedule, record)
+
+    def note(self, text: str) -> None:
+        for observer in self.observers:
+            observer.note(text)

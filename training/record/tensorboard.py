@@ -50,6 +50,9 @@ class TensorBoardWriter:
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
         """Do nothing: only the means of an epoch are written."""
 
+    def note(self, text: str) -> None:
+        """Do nothing: what is noted is for whoever waits."""
+
     def epoch(self, schedule: Schedule, record: Record) -> None:
         """Write a record, the last one of the run's history.
 
@@ -87,7 +90,7 @@ class TensorBoardWriter:
                 yield summary.scalar(f"{stage}/{name}", value)
         if "active" in record:  # a deterministic encoder's variances are all zero
             yield summary.histogram(f"{stage}/latent_variance", np.asarray(record["latent_variance"]), bins="auto")
-        grid = self.run.path / "samples" / f"{stage}-{record['epoch'] + 1:04d}.png"
+        grid = self.run.path / "samples" / f"{stage}-{record['epoch']:04d}.png"
         if grid.exists():
             with Image.open(grid) as picture:
                 yield summary.image(f"{stage}/samples", np.asarray(picture.convert("RGB")), dataformats="HWC")

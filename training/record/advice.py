@@ -1,0 +1,153 @@
+"""What a run's own records say is wrong with it, each in one line with the setting to change.
+
+The rules compare a record with what theory or experience expects. They are said as training goes on, once each, and
+again at its end, where those that have mended themselves are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from training.record.run import Run
+from training.record.stage import Observer, Schedule, first_schedule, second_schedule
+from training.types import Record
+
+FEW_STEPS = 1000
+GAMMA_OVER_ROOT = 1.3  # above which the balance has not arrived at the error
+FEW_ACTIVE = 0.25  # of the latents
+LAW = (0.6, 1.4)  # the variance law's mean total variance; 1 where it holds
+RISEN = 1.1  # validation error over its lowest
+PATIENCE = 3  # epochs since that lowest
+STILL_FALLING = 0.05  # share of the error that went in the last quarter
+ALIKE = 0.2  # variance of samples over that of the pictures
+BLURRED = 0.6  # reconstructions' error over that of the average picture
+
+Rule = Callable[[Schedule, Sequence[Record]], str]
+
+
+def few_steps(schedule: Schedule, records: Sequence[Record]) -> str:
+    """The whole stage has few steps, however many epochs they are."""
+    steps = schedule.steps * schedule.epochs
+    if steps >= FEW_STEPS:
+        return ""
+    small = "batch" if schedule.stage == 1 else "batch2"
+    return (
+        f"{steps:,} steps are few: training counts minibatches, and {FEW_STEPS:,} or more make a model; "
+        f"raise {_epochs(schedule)}, or lower {small} ({schedule.size})"
+    )
+
+
+def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
+    """Gamma is far above the root of the error, so the KL divergence weighs more than it should."""
+    last = records[-1]
+    if "gamma" not in last or last["gamma"] <= GAMMA_OVER_ROOT * last["mse"] ** 0.5:
+        return ""
+    times = last["gamma"] / last["mse"] ** 0.5
+    return (
+        f"gamma {last['gamma']:.2g} is {times:.1f} times the root of the error: the balance has not arrived, and the "
+        f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or balance_start=mean"
+    )
+
+
+def few_active(schedule: Schedule, records: Sequence[Record]) -> str:
+    """Most latents are ignored."""
+    last = records[-1]
+    if schedule.stage == 2 or last.get("active", last["latents"]) >= FEW_ACTIVE * last["latents"]:
+        return ""
+    return (
+        f"only {last['active']} of {last['latents']} latents are active, so pictures can differ in little; "
+        "more steps, a lower kl_weight, or a smaller latent_dim"
+    )
+
+
+def law_broken(schedule: Schedule, records: Sequence[Record]) -> str:
+    """The aggregate posterior is not the prior's width."""
+    law = records[-1]["variance_law"]
+    if schedule.stage == 2 or "kl" not in records[-1] or LAW[0] <= law <= LAW[1]:
+        return ""
+    cure = "raise kl_weight, or gamma where it is held" if law < LAW[0] else "lower lr"
+    return f"the latents' total variance is {law:.2f} where 1 is expected (the variance law): {cure}"
+
+
+def by_heart(schedule: Schedule, records: Sequence[Record]) -> str:
+    """The error on held back pictures rises."""
+    errors = [record["validation_mse"] for record in records if "validation_mse" in record]
+    if not errors or errors[-1] < RISEN * min(errors) or errors.index(min(errors)) > len(errors) - 1 - PATIENCE:
+        return ""
+    return (
+        f"the validation error is {errors[-1] / min(errors) - 1:.0%} above its lowest, of epoch "
+        f"{errors.index(min(errors)) + 1}: pictures are learned by heart; fewer steps, more pictures, or flip=true"
+    )
+
+
+def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
+    """The rate was halved to a quarter or less while the error still fell."""
+    quarter = records[-max(2, len(records) // 4)]
+    fell = 1 - records[-1]["mse"] / quarter["mse"]
+    if len(records) < 8 or records[-1]["lr"] > schedule.lr / 4 or fell < STILL_FALLING:
+        return ""
+    halve = "halve_every" if schedule.stage == 1 else "halve_every2"
+    return (
+        f"the error still fell by {fell:.0%} in the last quarter, when the rate had been halved already: "
+        f"raise {halve} and {_epochs(schedule)}"
+    )
+
+
+def _epochs(schedule: Schedule) -> str:
+    return "epochs" if schedule.stage == 1 else "epochs2"
+
+
+ALONG: tuple[Rule, ...] = (few_steps, few_active, balance_behind, by_heart, slowed_too_soon)
+AT_END: tuple[Rule, ...] = (few_steps, few_active, balance_behind, law_broken, by_heart, slowed_too_soon)
+SETTLED = 0.5  # share of a stage after which what is odd has had time to mend
+
+
+class Adviser:
+    """An observer that notes what is wrong as training goes on, each rule once a stage, and passes everything on."""
+
+    def __init__(self, run: Run, observer: Observer) -> None:
+        self.run, self.observer = run, observer
+        self.said: set[tuple[int, Rule]] = set()
+
+    def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
+        self.observer.step(schedule, epoch, images, logs)
+
+    def note(self, text: str) -> None:
+        self.observer.note(text)
+
+    def epoch(self, schedule: Schedule, record: Record) -> None:
+        self.observer.epoch(schedule, record)
+        if record["epoch"] < SETTLED * schedule.epochs or record["epoch"] == schedule.epochs:
+            return  # at the end everything is said together
+        records = _of(self.run, schedule.stage)
+        for rule in ALONG:
+            if (schedule.stage, rule) not in self.said and (text := rule(schedule, records)):
+                self.said.add((schedule.stage, rule))
+                self.observer.note(f"stage {schedule.stage}: {text}")
+
+
+def at_end(run: Run) -> Iterator[str]:
+    """Yield what is wrong with a finished run, a line each."""
+    recipe, count = run.recipe, run.config["data"]["count"]
+    for schedule in (first_schedule(recipe, count), second_schedule(recipe, count)):
+        if records := _of(run, schedule.stage):
+            yield from (f"stage {schedule.stage}: {text}" for rule in AT_END if (text := rule(schedule, records)))
+
+
+def collapse(run: Run) -> str:
+    """Say in which way a finished run's pictures are all alike, or all blurred; "" where they are not."""
+    known = run.diagnostics
+    name = run.default_prior
+    if known["error"] > BLURRED:
+        return (
+            f"reconstructions are little better than the average picture (error {known['error']:.2f} of the pictures' "
+            f"variance, where .45 is recognisable)"
+        )
+    if known["diversity"][name] < ALIKE:
+        return f"samples of prior {name} are nearly alike ({known['diversity'][name]:.2f} of the pictures' variance)"
+    return ""
+
+
+def _of(run: Run, stage: int) -> list[Record]:
+    return [record for record in run.history() if record["stage"] == stage]
