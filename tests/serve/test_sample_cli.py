@@ -19,7 +19,14 @@ from tests.conftest import assert_clear_error, command
         ),
         *(
             ((*more, *words), "with --server")
-            for words in (("--token", "x"), ("--tls",), ("--ca", "ca.pem"), ("--cert", "my.pem"), ("--key", "my.key"))
+            for words in (
+                ("--token", "x"),
+                ("--wait", 3),
+                ("--tls",),
+                ("--ca", "ca.pem"),
+                ("--cert", "my.pem"),
+                ("--key", "my.key"),
+            )
             for more in ((), ("--model", "mine.onnx"))
         ),
         (("--precision", "int8", "--server", "127.0.0.1:1"), "on the embedded faces"),
