@@ -41,16 +41,14 @@ def _check_environment() -> None:
     Kubernetes sets some for each of its services: SERVE_VAE_PORT=tcp://... for one that is called serve-vae.
     """
     context = click.get_current_context()
-    known = {f"{PREFIX}{parameter.name.upper()}" for parameter in context.command.params if parameter.name}
-    for name in sorted(os.environ):
-        if (
-            name.startswith(PREFIX)
-            and name not in known
-            and not re.search("_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)", name)
-        ):
-            close = get_close_matches(name, known, 1)
-            which = f"did you mean {close[0]}?" if close else "--help shows the options; unset it"
-            raise click.UsageError(f"no option belongs to the environment variable {name}; {which}")
+    options = {parameter.name.upper() for parameter in context.command.params if parameter.name}
+    for variable, value in sorted(os.environ.items()):
+        name = variable.removeprefix(PREFIX)
+        kubernetes = re.search("(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]", name) or "://" in value
+        if name != variable and name not in options and not kubernetes:
+            close = get_close_matches(name, options, 1)
+            which = f"did you mean {PREFIX}{close[0]}?" if close else "unset it; --help shows the options"
+            raise click.UsageError(f"no option belongs to the environment variable {variable}; {which}")
 
 
 def _milliseconds(context: click.Context, parameter: click.Parameter, value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import re
@@ -22,7 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from serve import Client, Options
+from serve import AsyncClient, Client, Options
 from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -70,6 +71,13 @@ def test_a_folder_without_models_is_not_ready_until_there_is_one(smoke_bundle: P
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         with Client(address, Options(patience=0)) as client, pytest.raises(Unreachable, match="no model ready yet"):
             client.model()
+
+        async def ask() -> None:
+            async with AsyncClient(address, Options(patience=0)) as client:
+                await client.model()
+
+        with pytest.raises(Unreachable, match="no model ready yet"):
+            asyncio.run(ask())
         (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
         assert next(watch).status == SERVING
         assert stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20).chunk.count == 1
