@@ -3,6 +3,7 @@
 >>> import balanced_vae
 >>> engine = balanced_vae.Engine(balanced_vae.load())    # the embedded faces
 >>> engine.sample(seed=7, start=100, count=5)            # uint8 [5, 64, 64, 3]
+>>> engine.pictures(seed=7, start=100, count=1)[0].show()
 
 `serve`, `training` and `export` have the rest. Those names are common: another module of such a name, in the current
 folder or on PYTHONPATH, hides ours, and what is used from here then says so.
@@ -18,16 +19,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export import export
-    from serve import AsyncClient, Client, Engine, load
+    from serve import AsyncClient, Client, Engine, Options, ServeError, load
     from training import RECIPES, train
 
-__all__ = ["RECIPES", "AsyncClient", "Client", "Engine", "__version__", "export", "load", "train"]
+__all__ = [
+    "RECIPES",
+    "AsyncClient",
+    "Client",
+    "Engine",
+    "Options",
+    "ServeError",
+    "__version__",
+    "export",
+    "load",
+    "train",
+]
 
 _HOMES = {
     "AsyncClient": "serve",
     "Client": "serve",
     "Engine": "serve",
+    "Options": "serve",
     "RECIPES": "training",
+    "ServeError": "serve",
     "export": "export",
     "load": "serve",
     "train": "training",
@@ -42,6 +56,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'balanced_vae' has no attribute {name!r}")
     check_not_hidden(_HOMES[name])
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """What is offered: a shell completes it before anything is imported."""
+    return sorted({*globals(), *__all__})
 
 
 def check_not_hidden(*packages: str) -> None:

@@ -7,6 +7,7 @@ be, `card` what it says of itself; `model` the interface of whatever can be samp
 >>> from serve import Engine, load
 >>> engine = Engine(load())                      # the embedded faces
 >>> engine.sample(seed=7, start=100, count=5)    # uint8 [5, 64, 64, 3]
+>>> engine.pictures(seed=7, start=100, count=5)  # the same as Pillow images
 """
 
 from __future__ import annotations
@@ -85,3 +86,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(f"serve.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

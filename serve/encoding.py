@@ -57,6 +57,11 @@ def picture(image: Images) -> Image.Image:
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
+def pictures(images: Images) -> list[Image.Image]:
+    """Return images [n, h, w, c] as Pillow images."""
+    return [picture(image) for image in images]
+
+
 def contact_sheet(images: Images, columns: int, margin: int = 2) -> Image.Image:
     """Return images [n, h, w, c] as one picture, in rows, white between them."""
     count, height, width, channels = images.shape

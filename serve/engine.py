@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL.Image import Image
 
 from serve import devices
 from serve.bundle import Bundle
 from serve.card import Card
 from serve.devices import Device
+from serve.encoding import pictures
 from serve.errors import EngineError
 from serve.model import Decode, Images, as_noise, check_sampling
 from serve.noise import Noise, draw
@@ -131,6 +133,10 @@ class Engine:
         """As `GenerativeModel.sample`."""
         check_sampling(seed, start, count, temperature)
         return self._decode(draw(seed, start, count, self.card.noise_size) * np.float32(temperature))
+
+    def pictures(self, seed: int, start: int, count: int, temperature: float = 1.0) -> list[Image]:
+        """As `GenerativeModel.pictures`."""
+        return pictures(self.sample(seed, start, count, temperature))
 
     def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
         """As `GenerativeModel.stream`."""

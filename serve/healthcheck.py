@@ -12,7 +12,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve import flags
+from serve.address import check_address
 from serve.client import Options
+from serve.client.failures import explain
 from serve.errors import ServeError
 from serve.server.settings import LISTEN
 
@@ -24,17 +26,20 @@ SECONDS = 3.0
 @flags.tls
 def main(address: str, **options: Any) -> None:
     """Ask the server at ADDRESS for its health, print it, and exit with 0 where it is SERVING, otherwise with 1."""
+    how = Options(**options)
     try:
-        secure = Options(**options).credentials()
+        secure = how.credentials()
+        check_address(address)
     except ServeError as error:
         raise click.ClickException(str(error)) from None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     with grpc.secure_channel(address, secure) if secure else grpc.insecure_channel(address) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs leave the calls out
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
         except grpc.RpcError as error:
-            click.echo(f"{address}: {error.code().name}", err=True)
-            raise SystemExit(1) from None
+            raise click.ClickException(str(explain(address, error, how))) from None
     status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
     click.echo(f"{address}: {status}", err=True)
     raise SystemExit(int(reply.status != health_pb2.HealthCheckResponse.SERVING))

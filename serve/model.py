@@ -6,13 +6,16 @@ Both take the same arguments and refuse the same ones, with a ValueError that sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.card import Card
 from serve.noise import Noise, check_range
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MOST_TEMPERATURE = 100.0
 MOST_NOISE = 1000.0  # absolute value; the hottest noise that a seed gives stays below it
@@ -55,6 +58,13 @@ class GenerativeModel(Protocol):
         Raises:
             ValueError: an argument is not in its range.
             ServeError: the device, or the server, fails.
+        """
+
+    def pictures(self, seed: int, start: int, count: int, temperature: float = 1.0) -> list[Image]:
+        """Return what `sample` returns as Pillow images, to show, change or save.
+
+        Raises:
+            As `sample`.
         """
 
     def decode(self, noise: npt.ArrayLike) -> Images:

@@ -15,6 +15,7 @@ import click
 from click.core import ParameterSource
 
 from serve import flags
+from serve.address import check_address
 
 if TYPE_CHECKING:
     from serve.model import GenerativeModel
@@ -39,16 +40,21 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise click.BadParameter(f"HOST:PORT, or unix:PATH. Received: {value!r}")
-    return value
+    try:
+        return value if value is None else check_address(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _format(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    return "jpeg" if value == "jpg" else value
 
 
 def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     """Raise UsageError for an option on the command line (not in the environment) that nothing would come of."""
     context = click.get_current_context()
     for here, where, names in (
-        (server is not None, "with --server", ("token", *flags.TLS)),
+        (server is not None, "with --server", ("token", "wait", *flags.TLS)),
         (server is None, "without --server", ("device", "threads", "batch")),
         (server is None and not model, "on the embedded faces, without --model and --server", ("precision",)),
     ):
@@ -90,8 +96,9 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(("png", "jpeg", "webp", "npy")),
+    type=click.Choice(("png", "jpeg", "jpg", "webp", "npy")),
     default="png",
+    callback=_format,
     help="Format of the files. npy: an array of 1000 pictures in each.",
 )
 @click.option(
@@ -111,7 +118,8 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     metavar="FILE",
     default="",
     show_default=False,
-    help="The bundle to sample from; with --server, the name of a model there.  [default: the embedded faces]",
+    help="The bundle to sample from; with --server, a model there by its NAME, or NAME@VERSION for another than the "
+    "newest.  [default: the embedded faces]",
 )
 @click.option(
     "--precision",
@@ -129,6 +137,13 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     envvar="SAMPLE_TOKEN",
     show_envvar=True,
     help="Bearer token that --server asks for.",
+)
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86400),
+    default=10.0,
+    help="How long to wait where nobody listens at --server yet, since it may be starting.",
 )
 @flags.tls
 @click.option(
@@ -164,6 +179,7 @@ def main(
     precision: str | None,
     server: str | None,
     token: str,
+    wait: float,
     device: str,
     threads: int,
     batch: int,
@@ -196,7 +212,7 @@ def main(
     try:
         with ExitStack() as stack:
             sampled = (
-                _remote(stack, stop, server, model, token=token, **tls)
+                _remote(stack, stop, server, model, token=token, start=wait, **tls)
                 if server is not None
                 else _local(model, precision or "fp32", device, threads, batch)
             )
@@ -223,7 +239,8 @@ def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **opti
 
     client = stack.enter_context(Client(server, Options(**options)))
     stop.wake = client.close  # whoever waits for the server stops waiting
-    return client.model(model)
+    name, _, version = model.partition("@")
+    return client.model(name, version)
 
 
 def _local(model: str, precision: str, device: str, threads: int, batch: int) -> GenerativeModel:

@@ -122,6 +122,15 @@ def test_every_name_is_its_packages_own(name: str) -> None:
     assert getattr(balanced_vae, name) in owners
 
 
+def test_a_shell_completes_every_name_before_anything_is_imported(tmp_path: Path) -> None:
+    code = "import balanced_vae, sys; print(*dir(balanced_vae)); print('serve' in sys.modules)"
+    full = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([BIN / "python", "-c", code], cwd=tmp_path, env=full, capture_output=True, text=True)
+    names, imported = result.stdout.splitlines()
+    assert {*balanced_vae.__all__, "Client", "Engine", "export", "load", "train", "__version__"} <= {*names.split()}
+    assert imported == "False"
+
+
 @pytest.mark.parametrize("package", [serve, export], ids=lambda package: package.__name__)
 def test_what_a_package_exports_is_there(package: ModuleType) -> None:
     for name in package.__all__:

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy.typing as npt
+from PIL.Image import Image
 
 from serve.client.options import Options
-from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
+from serve.client.protocol import Connection, Encoding, Priority, Served, choose
+from serve.client.tries import Streaming, Tries
+from serve.encoding import pictures
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -35,6 +38,12 @@ class AsyncModel(Served):
             return self._joined([self._images(chunk) async for chunk in self._chunks(wanted)])
         request = wire.SampleRequest(range=wanted)
         return self._images((await self._client.call(lambda stub, more: stub.Sample(request, **more), self)).chunk)
+
+    async def pictures(
+        self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
+    ) -> list[Image]:
+        """As `RemoteModel.pictures`."""
+        return pictures(await self.sample(seed, start, count, temperature, priority))
 
     async def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
         """As `RemoteModel.decode`."""
@@ -88,7 +97,7 @@ class AsyncClient(Connection[asyncio.Event]):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
+        RemoteError: it is no address; the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
@@ -123,10 +132,15 @@ class AsyncClient(Connection[asyncio.Event]):
     async def model(self, name: str = "", version: str = "") -> AsyncModel:
         """Return the model called `name`, or the only one; its newest version, or the one of a number or digest.
 
+        A server that has no model yet is waited for, as long as `Options.patience` says.
+
         Raises:
             RemoteError: no server is there, or it has no such model.
         """
-        return AsyncModel(self, choose(self.address, await self._models(), name, version))
+        tries = Tries(self)
+        while not (models := await self._models()):
+            await self.wait(tries.for_a_model())
+        return AsyncModel(self, choose(self.address, models, name, version))
 
     async def _models(self) -> list[wire.Model]:
         reply = await self.call(lambda stub, more: stub.ListModels(wire.ListModelsRequest(), **more))

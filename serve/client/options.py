@@ -24,7 +24,9 @@ class Options:
         key: PEM of its key.
         server_name: The name on the server's certificate, where it is not the address's.
         timeout: Seconds that one call may take; a stream may take any time.
-        patience: Seconds to go on asking a server that answered once and now is full, away, or broken. 0: never.
+        patience: Seconds to go on asking a server that answered once and now is full, away, broken, or still loads
+            its models. 0: never.
+        start: Seconds to go on asking where nobody listens yet, since a server may be starting there. 0: never.
     """
 
     token: str = ""
@@ -35,6 +37,12 @@ class Options:
     server_name: str = ""
     timeout: float = 60.0
     patience: float = 60.0
+    start: float = 0.0
+
+    @property
+    def secure(self) -> bool:
+        """Whether the connection uses TLS."""
+        return bool(self.tls or self.ca or self.cert or self.key)
 
     @property
     def metadata(self) -> list[tuple[str, str]]:
@@ -62,7 +70,7 @@ class Options:
         Raises:
             RemoteError: a certificate without its key or the other way round; a file that cannot be used.
         """
-        if not (self.tls or self.ca or self.cert or self.key):
+        if not self.secure:
             return None
         if (self.cert is None) != (self.key is None):
             have = f"the key {self.key}" if self.key else f"the certificate {self.cert}"

@@ -8,9 +8,12 @@ from typing import Any, TypeVar
 
 import grpc
 import numpy.typing as npt
+from PIL.Image import Image
 
 from serve.client.options import Options
-from serve.client.protocol import Connection, Encoding, Priority, Served, Streaming, Tries, choose
+from serve.client.protocol import Connection, Encoding, Priority, Served, choose
+from serve.client.tries import Streaming, Tries
+from serve.encoding import pictures
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -38,6 +41,12 @@ class RemoteModel(Served):
             return self._joined([self._images(chunk) for chunk in self._chunks(wanted)])
         request = wire.SampleRequest(range=wanted)
         return self._images(self._client.call(lambda stub, more: stub.Sample(request, **more), self).chunk)
+
+    def pictures(
+        self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
+    ) -> list[Image]:
+        """As `GenerativeModel.pictures`."""
+        return pictures(self.sample(seed, start, count, temperature, priority))
 
     def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
         """As `GenerativeModel.decode`; more than `batch` samples are several calls."""
@@ -90,7 +99,7 @@ class Client(Connection[threading.Event]):
         options: Token, TLS, patience.
 
     Raises:
-        RemoteError: the options for TLS do not go together, or a file of theirs cannot be used.
+        RemoteError: it is no address; the options for TLS do not go together, or a file of theirs cannot be used.
     """
 
     def __init__(self, address: str, options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
@@ -125,10 +134,15 @@ class Client(Connection[threading.Event]):
     def model(self, name: str = "", version: str = "") -> RemoteModel:
         """Return the model called `name`, or the only one; its newest version, or the one of a number or digest.
 
+        A server that has no model yet is waited for, as long as `Options.patience` says.
+
         Raises:
             RemoteError: no server is there, or it has no such model.
         """
-        return RemoteModel(self, choose(self.address, self._models(), name, version))
+        tries = Tries(self)
+        while not (models := self._models()):
+            self.wait(tries.for_a_model())
+        return RemoteModel(self, choose(self.address, models, name, version))
 
     def _models(self) -> list[wire.Model]:
         return list(self.call(lambda stub, more: stub.ListModels(wire.ListModelsRequest(), **more)).models)

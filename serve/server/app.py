@@ -196,10 +196,12 @@ async def check(settings: Settings) -> list[str]:
     credentials(settings)
     if settings.otel:
         tracing()
-    loader = Loader(settings, registry, Budget(0, 0), telemetry, engines(settings))
+    loader = Loader(
+        settings, registry, Budget(settings.queue_samples, settings.queue_bytes), telemetry, engines(settings)
+    )
     await load_models(settings, loader, registry)
     lines = [
-        f"{model.name} version {model.version}: {model.card.precision}, sha256 {model.digest}"
+        f"{model.name} version {model.version}: {model.card.precision}, sha256 {model.digest}{model.on_card}"
         for model in registry.models()
     ]
     await registry.close()
@@ -233,6 +235,7 @@ def _listen(server: grpc.aio.Server, address: str, secure: grpc.ServerCredential
         SettingsError: one of them is in use, or there is none.
     """
     if address.startswith("unix:"):
+        _check_unused(address)
         _bind(server, address, secure, address)
         return address
     host, _, port = address.rpartition(":")
@@ -258,6 +261,17 @@ def _is_here(family: int, place: tuple[Any, ...]) -> bool:
         except OSError:
             return False
     return True
+
+
+def _check_unused(address: str) -> None:
+    """Raise SettingsError where a server listens on a unix socket; gRPC would take the name from it without a word."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(address.removeprefix("unix:").removeprefix("//"))
+        except OSError:  # nobody is there: at most what a server left that was killed
+            return
+    raise SettingsError(f"cannot listen on {address}: it is in use; choose another")
 
 
 def _bind(server: grpc.aio.Server, place: str, secure: grpc.ServerCredentials | None, address: str) -> int:

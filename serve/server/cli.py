@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
-from serve.server.settings import LISTEN, Settings
+from serve.address import check_address
+from serve.server.settings import Settings
 
 FILE = click.Path(path_type=Path)
+PREFIX = "SERVE_VAE_"  # of environment variables
 _SETTINGS = Settings()
 # By option, each in its option's unit.
 DEFAULTS = vars(_SETTINGS) | {
@@ -24,12 +28,27 @@ DEFAULTS = vars(_SETTINGS) | {
 
 
 def _address(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    host, colon, port = value.rpartition(":")
-    unix = value.startswith("unix:") and parameter.name == "listen"
-    if not value or unix or (host and colon and port.isdigit() and int(port) < 65536):
-        return value
-    expected = f"HOST:PORT or unix:PATH, such as {LISTEN}" if parameter.name == "listen" else "HOST:PORT"
-    raise click.BadParameter(f"{expected}. Received: {value!r}")
+    listen = parameter.name == "listen"
+    try:
+        return check_address(value, ("unix",) if listen else (), least_port=0) if value or listen else value
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _check_environment() -> None:
+    """Raise UsageError for a variable that looks like an option's and is none, as an unknown option would.
+
+    Kubernetes sets some for each of its services: SERVE_VAE_PORT=tcp://... for one that is called serve-vae.
+    """
+    context = click.get_current_context()
+    options = {parameter.name.upper() for parameter in context.command.params if parameter.name}
+    for variable, value in sorted(os.environ.items()):
+        name = variable.removeprefix(PREFIX)
+        kubernetes = re.search("(^|_)SERVICE_(HOST|PORT)|(^|_)PORT_[0-9]", name) or "://" in value
+        if name != variable and name not in options and not kubernetes:
+            close = get_close_matches(name, options, 1)
+            which = f"did you mean {PREFIX}{close[0]}?" if close else "unset it; --help shows the options"
+            raise click.UsageError(f"no option belongs to the environment variable {variable}; {which}")
 
 
 def _milliseconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
@@ -44,7 +63,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     context_settings={
         "show_default": True,
         "max_content_width": 110,
-        "auto_envvar_prefix": "SERVE_VAE",
+        "auto_envvar_prefix": PREFIX.rstrip("_"),
         "default_map": DEFAULTS,
     },
     epilog="Every option can also be set by an environment variable: --max-batch 64 by SERVE_VAE_MAX_BATCH=64.",
@@ -56,10 +75,14 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     metavar="FILE",
     multiple=True,
     type=FILE,
-    help="A bundle to serve under the name on its card (repeatable).  [default: the embedded faces]",
+    help="A bundle to serve: NAME.onnx as the model NAME, NAME@2.onnx as its version 2 (repeatable).  "
+    "[default: the embedded faces]",
 )
 @click.option(
-    "--models", metavar="FOLDER", type=FILE, help="A folder of bundles: serve every NAME.onnx and NAME@VERSION.onnx."
+    "--models",
+    metavar="FOLDER",
+    type=FILE,
+    help="A folder of bundles: serve every NAME.onnx and NAME@VERSION.onnx in it.",
 )
 @click.option(
     "--watch",
@@ -167,7 +190,9 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     callback=_address,
     help="Address to listen on; unix:PATH is a socket, port 0 any free port.",
 )
-@click.option("--insecure", is_flag=True, help="Allow other machines to connect without TLS and tokens.")
+@click.option(
+    "--insecure", is_flag=True, help="Allow other machines to connect without TLS and tokens, also to --metrics."
+)
 @click.option(
     "--tls-cert", metavar="FILE", type=FILE, help="Use TLS: certificate chain, PEM, read again when it changes."
 )
@@ -185,6 +210,9 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     callback=_address,
     help="Serve Prometheus metrics over HTTP at this address.",
 )
+@click.option(
+    "--metrics-insecure", is_flag=True, help="Allow other machines to read --metrics, which has no TLS and no tokens."
+)
 @click.option("--log-format", type=click.Choice(("text", "json")), help="How log lines are written.")
 @click.option("--log-requests", is_flag=True, help="Log a line at the end of each request.")
 @click.option("--otel", is_flag=True, help="Send OpenTelemetry traces to where the OTEL_* variables say.")
@@ -199,6 +227,7 @@ def main(check: bool, new_token: str | None, **flags: Any) -> None:
 
     On SIGTERM or Ctrl-C the server finishes the requests that it has accepted; on a second one it exits at once.
     """
+    _check_environment()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve.errors import ServeError
 

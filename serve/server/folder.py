@@ -1,6 +1,6 @@
 """From files to served models: validate fully, warm up, then swap; what cannot be served changes nothing.
 
-A model's version is the number at the end of its file's name (`faces@3.onnx`), or 1.
+A file is served under its own name: `faces.onnx` as the model faces, version 1, `faces@3.onnx` as its version 3.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from serve.bundle import Bundle, load
-from serve.card import Card
+from serve.card import NAME, NAME_RULE, Card
 from serve.engine import Engine
 from serve.errors import BundleError, EngineError, ServeError, SettingsError
 from serve.noise import draw
@@ -24,9 +24,9 @@ from serve.server.models import MESSAGE_BYTES, Model, Registry
 from serve.server.settings import Settings
 from serve.server.telemetry import Telemetry
 from serve.server.work import Backend, Budget
-from serve.text import one_line
+from serve.text import one_line, quoted
 
-VERSION = re.compile(r"@([1-9][0-9]{0,8})\.onnx\Z")
+SERVED_AS = re.compile(rf"({NAME.pattern})(?:@([1-9][0-9]{{0,8}}))?")
 PROBE = 4  # samples that devices have to agree on
 BESIDE_CARD = 512  # bytes that ListModels says of a model beside its card, at most
 
@@ -61,6 +61,21 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Backend]]:
         return made
 
     return opened
+
+
+def served_as(path: Path) -> tuple[str, int]:
+    """Return the name and the version that a file is served under; its card may say another name.
+
+    Raises:
+        BundleError: a file cannot be served under such a name.
+    """
+    match = SERVED_AS.fullmatch(path.name.removesuffix(".onnx"))
+    if not match:
+        raise BundleError(
+            f"a model's file is called NAME.onnx or NAME@VERSION.onnx, the name {NAME_RULE}, the version a whole "
+            f"number from 1; rename it. Received: {quoted(path.name)}"
+        )
+    return match[1], int(match[2] or 1)
 
 
 class Loader:
@@ -112,20 +127,17 @@ class Loader:
                     raise
                 raise BundleError(f"{path.name} cannot be served: {type(error).__name__}: {error}") from error
         self._telemetry.loads.labels("loaded").inc()
-        what = f"{model.card.precision}, {', '.join(model.devices)}, sha256 {model.digest[:12]}"
+        what = f"{model.card.precision}, {', '.join(model.devices)}, sha256 {model.digest[:12]}{model.on_card}"
         log.info("serving %s version %d (%s)", model.name, model.version, what)
         return model
 
     async def _load(self, path: Path) -> Model:
-        if not path.name.isprintable():
-            raise BundleError("its name is not printable text; give it another")
-        match = VERSION.search(path.name)
-        version = int(match[1]) if match else 1
+        name, version = served_as(path)
         bundle = await self._in_thread(load, path)
-        self._check_fits(path, bundle.card, version)
+        self._check_fits(path, bundle.card, name, version)
         made = await self._in_thread(self._opened, bundle)
-        observer = self._telemetry.batches(bundle.card.name)
-        model = Model(made, version, self._budget, self._settings.max_delay, observer, self._registry.changed)
+        observer = self._telemetry.batches(name)
+        model = Model(made, name, version, self._budget, self._settings.max_delay, observer, self._registry.changed)
         before = self._served.get(path)
         self._registry.put(model)
         if before:
@@ -143,16 +155,19 @@ class Loader:
         self._last = future = self._thread.submit(what, *arguments)
         return await asyncio.wrap_future(future)
 
-    def _check_fits(self, path: Path, card: Card, version: int) -> None:
+    def _check_fits(self, path: Path, card: Card, name: str, version: int) -> None:
         """Raise BundleError where a file's model does not go with those of other files."""
         size = len(card.to_json())
         for other, model in self._served.items():
             if other == path:
                 continue
-            if (model.name, model.version) == (card.name, version):
+            if (model.name, model.version) == (name, version):
                 self._second[path] = other, self._tried.get(other)
-                again = f"two files are {card.name} version {version}: {one_line(other.name)} and {path.name}"
-                raise BundleError(f"{again}; call one {card.name}@{version + 1}.onnx")
+                files = "two files" if other.name == path.name else f"{other.name} and {path.name}"
+                raise BundleError(
+                    f"{files} are both the model {name}, version {version}; rename one: {name}@{version + 1}.onnx is "
+                    "another version of it, and another NAME.onnx another model"
+                )
             size += len(model.card.to_json()) + BESIDE_CARD
         if size > MESSAGE_BYTES:
             raise BundleError("the cards of all models would be over the 4 MiB that ListModels can say; serve fewer")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 
 import numpy as np
 
+from serve.errors import SettingsError
 from serve.noise import Noise, draw
 from serve.server import memory
 from serve.server.batcher import Batcher
@@ -53,22 +54,45 @@ class Limits:
         count, files = MESSAGE_BYTES // sample_bytes, MESSAGE_BYTES // (sample_bytes * 5 // 4 + FILE_BYTES)
         return cls(max(1, count), max(1, files), chunk, 1 + math.ceil(batch / chunk))
 
+    def within(self, budget: Budget, sample_bytes: int) -> Limits:
+        """Return the limits where no request may hold more than a server's budget.
+
+        Raises:
+            SettingsError: one stream does.
+        """
+        stream = self.chunk * self.ahead
+        size = math.ceil(stream * sample_bytes / 2**20)
+        for option, have, need in (
+            ("--queue-samples", budget.samples, stream),
+            ("--queue-bytes", budget.bytes >> 20, size),
+        ):
+            if have < need:
+                holds = f"one stream of pictures of {sample_bytes:,} bytes holds {stream} samples, {size} MiB"
+                raise SettingsError(f"{option} {have} is too small: {holds}; pass {option} {need} or more")
+        most = min(budget.samples, budget.bytes // sample_bytes)
+        return replace(self, count=min(self.count, most), files=min(self.files, most))
+
 
 class Model:
     """A version of a model, being served. Make it on a running event loop.
 
     Args:
         engines: One a device.
+        name: What it is served as.
         version: A whole number.
         budget: Shared by all models.
         delay: Seconds that a batch which is not full may wait.
         observer: Takes note of each batch.
         changed: Called when it begins or ceases to work.
+
+    Raises:
+        SettingsError: a stream of it does not fit into the budget.
     """
 
     def __init__(
         self,
         engines: Sequence[Backend],
+        name: str,
         version: int,
         budget: Budget,
         delay: float,
@@ -78,12 +102,17 @@ class Model:
         self.card = engines[0].card
         self.digest = engines[0].digest
         self.devices = [engine.device for engine in engines]
-        self.name, self.version = self.card.name, version
+        self.name, self.version = name, version
         self.batch = engines[0].batch
         sample_bytes = math.prod(self.card.image_shape)
-        self.limits = Limits.of(self.batch, sample_bytes)
+        self.limits = Limits.of(self.batch, sample_bytes).within(budget, sample_bytes)
         probe = draw(0, 0, max(engine.batch for engine in engines), self.card.noise_size)
         self.batcher = Batcher(engines, budget, sample_bytes, delay, observer, probe, changed)
+
+    @property
+    def on_card(self) -> str:
+        """Where the card has another name than the file: a remark on it, for whoever reads what is served."""
+        return "" if self.card.name == self.name else f", called {self.card.name} on its card"
 
     @property
     def working(self) -> bool:

@@ -240,14 +240,19 @@ def credentials(settings: Settings) -> grpc.ServerCredentials | None:
     cert, key, ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
 
     def read() -> Any:
+        pair, authority = (_content(key), _content(cert)), _content(ca) if ca else None
+        # gRPC would refuse every handshake instead, and say nothing.
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
-            # gRPC would refuse every handshake instead, and say nothing.
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca).load_cert_chain(cert, key, password="")
+            context.load_cert_chain(cert, key, password="")
         except (OSError, ssl.SSLError) as error:
             raise SettingsError(f"{cert} and {key} are no certificate and its key (PEM): {error}") from None
-        return grpc.ssl_server_certificate_configuration(
-            [(_content(key), _content(cert))], _content(ca) if ca else None
-        )
+        try:
+            if ca:
+                context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError):
+            raise SettingsError(f"{ca} holds no certificate (PEM) of an authority to trust") from None
+        return grpc.ssl_server_certificate_configuration([pair], authority)
 
     files = Watched((cert, key, *([ca] if ca else [])), read)
     first = last = files()

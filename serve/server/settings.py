@@ -51,6 +51,7 @@ class Settings:
     tokens: Path | None = None
     # Observability
     metrics: str = ""
+    metrics_insecure: bool = False
     log_format: str = "text"
     log_requests: bool = False
     otel: bool = False
@@ -64,6 +65,11 @@ class Settings:
             raise SettingsError(
                 f"{self.listen} can be reached from other machines; pass --tls-cert and --tls-key, or --tokens, "
                 "or --insecure if everybody is meant"
+            )
+        if self.metrics and not is_loopback(self.metrics) and not (self.insecure or self.metrics_insecure):
+            raise SettingsError(
+                f"--metrics {self.metrics} can be reached from other machines, and has neither TLS nor tokens; choose "
+                "an address of the loopback, or pass --metrics-insecure if everybody may read it"
             )
         if self.watch and not self.models:
             raise SettingsError("--watch looks after a folder of models; pass --models FOLDER")

@@ -76,9 +76,22 @@ class Telemetry:
         host, _, port = address.rpartition(":")
         try:
             server, _ = start_http_server(int(port), host.strip("[]"), self.metrics)
+            server.set_app(_only_metrics(server.get_app()))
         except OSError as error:
             raise SettingsError(f"cannot listen on {address} for metrics: {error.strerror}; choose another") from None
         log.info("metrics at http://%s:%d/metrics", host, server.server_port)
+
+
+def _only_metrics(answer: Any) -> Any:
+    """Return a WSGI application that answers /metrics as another does, which would answer any path so."""
+
+    def application(environment: dict[str, Any], start: Callable[..., Any]) -> Any:
+        if environment["PATH_INFO"] == "/metrics":
+            return answer(environment, start)
+        start("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"metrics are at /metrics\n"]
+
+    return application
 
 
 class BatchMetrics:

@@ -228,12 +228,12 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(smoke_bundle: Path
         assert np.array_equal(joined(parts), engine.sample(3, 0, 20_000))
 
 
-def test_another_model_never_finishes_what_one_began(smoke_bundle: Path) -> None:
+def test_another_model_never_finishes_what_one_began(smoke_bundle: Path, tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
     other = smoke_bundle.read_bytes() + b"\x32\x00"  # an empty doc string: the same pictures, another file
-    path = smoke_bundle.with_name("other.onnx")
+    path = tmp_path / "smoke.onnx"
     path.write_bytes(other)
     with serving("--model", smoke_bundle, "--listen", address) as (_, first), Client(address) as client:
         stream = client.model().stream(3, 0, 2**40)

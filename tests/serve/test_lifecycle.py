@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
+import re
 import signal
+import socket
+import subprocess
 import threading
+import urllib.error
+import urllib.request
 from concurrent import futures
 from pathlib import Path
 
@@ -17,11 +23,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
-from serve import Client, Options
+from serve import AsyncClient, Client, Options
 from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import assert_clear_error, command, metrics, serving
+from tests.conftest import BIN, assert_clear_error, command, metrics, serving
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -63,13 +69,38 @@ def test_a_folder_without_models_is_not_ready_until_there_is_one(smoke_bundle: P
         with pytest.raises(grpc.RpcError) as error:
             stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        with Client(address) as client, pytest.raises(Unreachable, match="no model ready yet"):
+        with Client(address, Options(patience=0)) as client, pytest.raises(Unreachable, match="no model ready yet"):
             client.model()
+
+        async def ask() -> None:
+            async with AsyncClient(address, Options(patience=0)) as client:
+                await client.model()
+
+        with pytest.raises(Unreachable, match="no model ready yet"):
+            asyncio.run(ask())
         (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
         assert next(watch).status == SERVING
         assert stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20).chunk.count == 1
         (folder / "smoke.onnx").unlink()
         assert next(watch).status == NOT_SERVING
+
+
+def test_a_client_waits_for_a_server_that_starts_and_says_for_what(smoke_bundle: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "models", tmp_path / "out"
+    folder.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    words = [BIN / "sample-cli", "--server", address, "--wait", "50", "--n", "3", "--out", out]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as client:
+        assert client.stderr is not None
+        assert client.stderr.readline() == f"no server answers at {address} yet; waiting for it, 50 s at most\n"
+        with serving("--listen", address, "--models", folder, "--watch", 0.05):
+            said = f"the server at {address} has no model ready yet; waiting for it, 60 s at most\n"
+            assert client.stderr.readline() == said
+            (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+            assert client.wait(60) == 0, client.stderr.read()
+    assert len(list(out.glob("*.png"))) == 3
 
 
 def test_a_second_signal_ends_it_now(smoke_bundle: Path) -> None:
@@ -145,6 +176,10 @@ def test_metrics_count_what_happened(smoke_bundle: Path, tmp_path: Path) -> None
             list(model.files(0, 0, 20, encoding="webp"))
             with pytest.raises(grpc.RpcError, match="count must be 1 or more"):
                 client.stub.Sample(wire.SampleRequest())
+        (url,) = re.findall(r"http://\S+(?=/metrics)", log.read_text())
+        for path in ("/", "/metrics/", "/favicon.ico", "/debug"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(url + path, timeout=20)
         lines = [line for line in metrics(log).splitlines() if not line.startswith("#")]
         found = {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
         service = 'method="/balancedvae.sampling.v1.SamplingService'
@@ -219,6 +254,8 @@ def test_check_says_whether_it_would_start(smoke_bundle: Path, tmp_path: Path) -
     bad = tmp_path / "bad.onnx"
     bad.write_text("this is no model")
     assert_clear_error(command("serve-vae", "--model", bad, "--check"), "not an ONNX file")
+    small = command("serve-vae", "--model", smoke_bundle, "--queue-samples", 1, "--check")
+    assert_clear_error(small, "--queue-samples 1 is too small: one stream", "pass --queue-samples")
     from_environment = command("serve-vae", "--check", SERVE_VAE_MODEL=str(bad))
     assert_clear_error(from_environment, "not an ONNX file")
 

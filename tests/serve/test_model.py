@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL.Image import Image
 
 import serve
 from serve import AsyncClient, AsyncModel, Client, Engine, GenerativeModel, RemoteError, load
@@ -21,7 +22,7 @@ from serve.noise import draw
 WHOLE = (
     "seed, start and count must be whole numbers from 0, seed below 2^64, and start + count 2^63 or less. Received: "
 )
-MEMBERS = ("card", "digest", "name", "batch", "sample", "decode", "stream")
+MEMBERS = ("card", "digest", "name", "batch", "sample", "pictures", "decode", "stream")
 
 
 class Awaited:
@@ -33,6 +34,9 @@ class Awaited:
 
     def sample(self, *arguments: Any, **more: Any) -> Images:
         return self.wait(self.model.sample(*arguments, **more))
+
+    def pictures(self, *arguments: Any, **more: Any) -> list[Image]:
+        return self.wait(self.model.pictures(*arguments, **more))
 
     def decode(self, noise: Any) -> Images:
         return self.wait(self.model.decode(noise))
@@ -93,6 +97,13 @@ def test_sample_takes_any_count(model: GenerativeModel, wanted: Callable[..., Im
     images = model.sample(seed=7, start=100, count=count, temperature=0.7)
     assert np.array_equal(images, wanted(7, 100, count, 0.7))
     assert images.dtype == np.uint8
+
+
+def test_pictures_are_pillows(model: GenerativeModel) -> None:
+    pictures = model.pictures(seed=7, start=100, count=3, temperature=0.7)
+    assert [(each.size, each.mode) for each in pictures] == [((16, 16), "RGB")] * 3
+    assert np.array_equal([np.asarray(each) for each in pictures], model.sample(7, 100, 3, 0.7))
+    assert model.pictures(seed=7, start=0, count=0) == []
 
 
 def test_none_are_an_empty_array(model: GenerativeModel) -> None:

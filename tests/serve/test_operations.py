@@ -206,7 +206,12 @@ def test_what_supervisors_start_are_settings_that_go_together() -> None:
 def test_environment_variables_are_options(smoke_bundle: Path, tmp_path: Path) -> None:
     other = shutil.copy(smoke_bundle, tmp_path / "other@2.onnx")
     two = {"SERVE_VAE_MODEL": f"{smoke_bundle}:{other}", "SERVE_VAE_DEVICE": "cpu cpu", "SERVE_VAE_CHECK": "1"}
-    checked = command("serve-vae", **two)
+    kubernetes = {"SERVE_VAE_PORT": "tcp://10.0.0.1:8470", "SERVE_VAE_SERVICE_HOST": "10.0.0.1"}
+    checked = command("serve-vae", **two, **kubernetes)
     assert checked.returncode == 0, checked.stderr
-    assert [line.split(":")[0] for line in checked.stdout.splitlines()[:2]] == ["smoke version 2", "smoke version 1"]
+    lines = checked.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["other version 2", "smoke version 1"]
+    assert [", called smoke on its card" in line for line in lines[:2]] == [True, False]
+    unknown = command("serve-vae", "--check", SERVE_VAE_MAXBATCH="64")
+    assert_clear_error(unknown, "SERVE_VAE_MAXBATCH; did you mean SERVE_VAE_MAX_BATCH?", code=2)
     assert_clear_error(command("serve-vae", "--check", SERVE_VAE_ADMIN="1"), "--models FOLDER", code=2)

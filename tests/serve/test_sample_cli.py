@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,14 @@ from tests.conftest import assert_clear_error, command
         ),
         *(
             ((*more, *words), "with --server")
-            for words in (("--token", "x"), ("--tls",), ("--ca", "ca.pem"), ("--cert", "my.pem"), ("--key", "my.key"))
+            for words in (
+                ("--token", "x"),
+                ("--wait", 3),
+                ("--tls",),
+                ("--ca", "ca.pem"),
+                ("--cert", "my.pem"),
+                ("--key", "my.key"),
+            )
             for more in ((), ("--model", "mine.onnx"))
         ),
         (("--precision", "int8", "--server", "127.0.0.1:1"), "on the embedded faces"),
@@ -32,8 +40,11 @@ def test_an_option_that_has_no_effect_is_an_error(words: tuple[object, ...], whe
 
 
 def test_a_token_of_the_environment_is_for_whoever_needs_it(smoke_bundle: Path, tmp_path: Path) -> None:
-    result = command("sample-cli", "--model", smoke_bundle, "--out", tmp_path / "out", "--n", 1, SAMPLE_TOKEN="x")
+    words = ("--model", smoke_bundle, "--out", tmp_path / "out", "--n", 1, "--format", "jpg")
+    result = command("sample-cli", *words, SAMPLE_TOKEN="x")
     assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "000000000.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["format"] == "jpeg"  # which is what it is
 
 
 @pytest.mark.parametrize(

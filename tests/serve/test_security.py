@@ -15,7 +15,8 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from serve import Client, Options
-from serve.errors import Denied, Overloaded, RemoteError, Unreachable
+from serve.errors import Denied, Overloaded, Unreachable
+from serve.server.settings import Settings
 from serve.stubs.admin.v1 import admin_pb2 as admin
 from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -65,8 +66,13 @@ def test_tls_and_a_certificate_that_is_renewed(smoke_bundle: Path, authority: Au
     with serving(*words) as (address, _):
         with Client(address, Options(ca=authority.ca)) as client:
             assert len(client.model().sample(0, 0, 3)) == 3
-        with Client(address) as client, pytest.raises(Unreachable):
-            client.models()
+        for options, words in (
+            (Options(), "if it uses TLS, pass --tls or --ca FILE"),
+            (Options(tls=True), "not of an authority that this system trusts; give"),
+            (Options(ca=authority.ca, server_name="elsewhere.org"), "for another name"),
+        ):
+            with Client(address, options) as client, pytest.raises(Unreachable, match=words):
+                client.models()
         before = serial(address, authority.ca)
         renewed, its_key = authority.issue("renewed")
         os.replace(its_key, key)
@@ -89,8 +95,11 @@ def test_mutual_tls_asks_for_a_certificate_of_the_authority(
     with serving(*words) as (address, _):
         with Client(address, Options(ca=authority.ca, cert=mine, key=my_key)) as client:
             assert len(client.model().sample(0, 0, 3)) == 3
-        for options in (Options(ca=authority.ca), Options(ca=authority.ca, cert=theirs, key=their_key)):
-            with Client(address, options) as client, pytest.raises(RemoteError):
+        for options, words in (
+            (Options(ca=authority.ca), "asks for this client's certificate; give one"),
+            (Options(ca=authority.ca, cert=theirs, key=their_key), "does not take this client's certificate"),
+        ):
+            with Client(address, options) as client, pytest.raises(Unreachable, match=words):
                 client.models()
         out = tmp_path / "out"
         tls = ("--ca", authority.ca, "--cert", mine, "--key", my_key)
@@ -130,11 +139,14 @@ def test_tokens(smoke_bundle: Path, tmp_path: Path) -> None:
         with Client(address, Options(token=alice)) as client:
             assert len(client.model().sample(0, 0, 3)) == 3
         for wrong in ("", "x", alice[:-1], alice + "x", alice.upper()):
-            with Client(address, Options(token=wrong)) as client, pytest.raises(Denied, match="UNAUTHENTICATED"):
+            with (
+                Client(address, Options(token=wrong)) as client,
+                pytest.raises(Denied, match="does not know the token" if wrong else "asks for a token"),
+            ):
                 client.models()
         assert subprocess.run([BIN / "python", "-m", "serve.healthcheck", address]).returncode == 0
         result = command("sample-cli", "--server", address, "--n", 3, "--out", tmp_path / "out")
-        assert_clear_error(result, "UNAUTHENTICATED", "a token that this server knows is needed")
+        assert_clear_error(result, "UNAUTHENTICATED", "asks for a token; give one with --token or SAMPLE_TOKEN")
         result = command("sample-cli", "--server", address, "--n", 3, "--out", tmp_path / "out", SAMPLE_TOKEN=alice)
         assert result.returncode == 0, result.stderr
         with grpc.insecure_channel(address) as channel:
@@ -207,6 +219,17 @@ def test_certificates_that_are_none(authority: Authority, tmp_path: Path) -> Non
     for words in (("--tls-cert", cert, "--tls-key", other), ("--tls-cert", key, "--tls-key", cert)):
         assert_clear_error(command("serve-vae", *words, "--check"), "no certificate and its key")
     assert_clear_error(command("serve-vae", "--tls-cert", cert), "go together", code=2)
+    absent = tmp_path / "absent.pem"
+    for words in (("--tls-cert", absent, "--tls-key", key), ("--tls-cert", cert, "--tls-key", absent)):
+        assert_clear_error(command("serve-vae", *words, "--check"), f"cannot read {absent}: No such file")
+    mutual = ("--tls-cert", cert, "--tls-key", key, "--tls-client-ca")
+    assert_clear_error(command("serve-vae", *mutual, absent, "--check"), f"cannot read {absent}: No such file")
+    assert_clear_error(command("serve-vae", *mutual, key, "--check"), f"{key} holds no certificate")
+
+
+def test_a_server_without_tls_says_so(server: str, authority: Authority) -> None:
+    with Client(server, Options(ca=authority.ca)) as client, pytest.raises(Unreachable, match="does not use TLS"):
+        client.models()
 
 
 def test_listening_beyond_this_machine_needs_tls_tokens_or_insecure(authority: Authority, tmp_path: Path) -> None:
@@ -215,6 +238,10 @@ def test_listening_beyond_this_machine_needs_tls_tokens_or_insecure(authority: A
     token(file, "alice")
     beyond = ("serve-vae", "--listen", "0.0.0.0:8470", "--check")
     assert_clear_error(command(*beyond), "--insecure", code=2)
+    shown = command("serve-vae", "--metrics", "0.0.0.0:9470", "--tokens", file)
+    assert_clear_error(shown, "--metrics 0.0.0.0:9470 can be reached", "--metrics-insecure", code=2)
+    for allowed in ({"metrics_insecure": True}, {"insecure": True}):
+        Settings(metrics="0.0.0.0:9470", **allowed)
     for words in (("--tls-cert", cert, "--tls-key", key), ("--tokens", file), ("--insecure",)):
         result = command(*beyond, *words)
         assert result.returncode == 0, result.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -13,12 +14,15 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 
-from serve import Client, Engine, load
+from serve import Client, Engine, Options, load
 from serve.encoding import FORMATS, encode
 from serve.errors import RemoteError
+from serve.healthcheck import main as healthcheck
+from serve.sample_cli import main as sample_cli
 from serve.server.models import FILE_BYTES
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -144,6 +148,39 @@ def test_a_port_in_use_is_one_line(server: str, smoke_bundle: Path) -> None:
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_unix_socket_has_one_server(smoke_bundle: Path, tmp_path: Path) -> None:
+    words = ("--model", smoke_bundle, "--listen", f"unix:{tmp_path}/socket")
+    with serving(*words) as (address, first), Client(address) as client:
+        result = command("serve-vae", *words)
+        assert_clear_error(result, f"cannot listen on {address}", "in use")
+        assert len(client.model().sample(0, 0, 3)) == 3
+        first.kill()  # what it leaves is in nobody's way
+        first.wait(60)
+        assert (tmp_path / "socket").is_socket()
+        with serving(*words):
+            assert len(client.model().sample(0, 0, 3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8470", "without http://"),
+        ("127.0.0.1", "the port is missing"),
+        ("127.0.0.1:port", "HOST:PORT or unix:PATH"),
+        ("127.0.0.1:0", "HOST:PORT or unix:PATH"),
+        ("", "HOST:PORT or unix:PATH"),
+    ],
+)
+def test_what_is_no_address_is_said_to_be_none(address: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Client(address)
+    for main, line in ((sample_cli, ["--server", address, "--n", "1", "--out", "out"]), (healthcheck, [address])):
+        result = CliRunner().invoke(main, line)
+        assert result.exit_code == 2
+        assert words in result.stderr.splitlines()[-1]
+        assert f"Received: {address!r}" in result.stderr.splitlines()[-1]
+
+
 def test_a_name_with_several_addresses_is_listened_to_on_all_or_none(server: str, smoke_bundle: Path) -> None:
     port = server.rpartition(":")[2]
     result = command("serve-vae", "--model", smoke_bundle, "--listen", f"localhost:{port}")
@@ -159,14 +196,17 @@ def test_no_server_there_says_what_to_try(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: nobody else gets the port
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        result = command("sample-cli", "--server", address, "--n", 1, "--out", tmp_path / "out")
+        result = command("sample-cli", "--server", address, "--wait", 0, "--n", 1, "--out", tmp_path / "out")
     assert_clear_error(result, f"no server answers at {address}", "serve-vae --listen")
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_sigterm_finishes_what_is_under_way(smoke_bundle: Path) -> None:
-    with serving("--model", smoke_bundle) as (address, process), Client(address) as client:
+    with (
+        serving("--model", smoke_bundle) as (address, process),
+        Client(address, Options(patience=0)) as client,
+    ):
         stream = client.model().stream(1, 0, 2000)
         parts = [next(stream)]
         process.send_signal(signal.SIGTERM)
@@ -184,7 +224,7 @@ def test_addresses_that_are_refused(listen: str) -> None:
 
 
 def test_two_files_of_one_model_and_version_are_refused(smoke_bundle: Path, tmp_path: Path) -> None:
-    again = tmp_path / "again.onnx"
+    again = tmp_path / "smoke@1.onnx"
     again.write_bytes(smoke_bundle.read_bytes())
     result = command("serve-vae", "--model", smoke_bundle, "--model", again, "--listen", "127.0.0.1:0")
-    assert_clear_error(result, "two files are smoke version 1", "smoke@2.onnx")
+    assert_clear_error(result, "smoke.onnx and smoke@1.onnx are both the model smoke, version 1", "smoke@2.onnx")
