@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from click_default_group import DefaultGroup
 
 from serve.card import NAME, NAME_RULE, name_from
-from training.commands import needs, refuse
+from training.commands import Group, needs, refuse
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -37,7 +36,12 @@ def _clear_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
-@click.group(cls=DefaultGroup, default="export", context_settings={"show_default": True, "max_content_width": 100})
+@click.group(
+    cls=Group,
+    default="export",
+    subcommand_metavar="RUN_OR_BUNDLE | COMMAND ...",
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
     """Export a run as one ONNX file (a bundle), show what a bundle is, or compare two of them.
@@ -49,7 +53,6 @@ def main() -> None:
     export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
     export-onnx inspect mine.onnx
     export-onnx diff mine-fp32.onnx mine-int8.onnx
-    export-onnx export --help            all options of exporting: --out, --precision, --prior ...
     """
 
 
