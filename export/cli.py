@@ -86,10 +86,9 @@ def main() -> None:
 # What is exported
 @click.option(
     "--prior",
-    type=click.Choice(("second-stage", "normal", "gaussian", "gmm")),
-    default="second-stage",
-    help="What latents are sampled from: the second stage (GEN-2), the standard normal (GEN-1), or a Gaussian or a "
-    "mixture of Gaussians (gmm) fitted to the latents.",
+    type=click.Choice(("second-stage", "gmm", "gaussian", "normal")),
+    help="What latents are sampled from: the second stage (GEN-2), a mixture of Gaussians (gmm) or a Gaussian fitted "
+    "to the latents, or the standard normal (GEN-1).  [default: the first of these that the run has]",
 )
 @click.option(
     "--normalise",
@@ -170,7 +169,7 @@ def export(
     precisions: tuple[str, ...],
     store: str,
     triton: Path | None,
-    prior: str,
+    prior: str | None,
     normalise: str,
     with_latents: bool,
     limit_mean: float,
@@ -202,8 +201,6 @@ def export(
         raise click.UsageError(f"{source} is not a run directory, which train-vae makes, nor a bundle")
     if source.is_file():
         refuse(("prior", "normalise", "with_latents"), "is settled in a bundle; export the run to choose another")
-    elif prior != "second-stage":
-        refuse(("normalise",), f"is for second-stage samples, and these are from --prior {prior}")
     if bool(features) != bool(reference):
         raise click.UsageError("--features and --reference go together: an extractor, and pictures to measure against")
     if precisions == ("fp32",):
@@ -220,7 +217,7 @@ def export(
     with _clear_errors():
         from export.bundles.triton import check_free, write_repository
         from export.bundles.verify import describe
-        from export.exportable import from_bundle, from_run
+        from export.exportable import from_bundle, from_run, prior_of
         from export.pipeline import Limits, export, names
 
         def say(line: str) -> None:
@@ -230,6 +227,9 @@ def export(
         if triton:
             check_free(triton, list(names(name, precisions).values()), force)
         if source.is_dir():
+            prior = prior_of(source, prior)
+            if prior != "second-stage":
+                refuse(("normalise",), f"is for second-stage samples, and these are from the prior {prior}")
             exportable = from_run(source, name, prior, normalise, with_latents, say, **card_fields)
         else:
             exportable = from_bundle(source, name, **card_fields)
