@@ -173,7 +173,6 @@ def measure(
 )
 @click.option("--markdown", metavar="FILE", type=FILE, help="Also write the table to this file.")
 @click.option("--json", "json_file", metavar="FILE", type=FILE, help="Also write all records to this file, as JSON.")
-@needs("cpu,train")
 def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | None) -> None:
     """Put measured runs into one table, with the best figure of each column in bold.
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve import bundle
 from training.data.dataset import load_data
 from training.errors import DataError
 from training.evaluation.compare import Measured
@@ -51,7 +50,7 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         OSError: the run's folder cannot be written.
     """
     run = Run(model) if model.is_dir() else None
-    subject = RunSubject(run, plan) if run else BundleSubject(bundle.load(model), plan)
+    subject = RunSubject(run, plan) if run else BundleSubject(model, plan)
     if not run:
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
