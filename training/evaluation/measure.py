@@ -12,7 +12,7 @@ from training.evaluation.compare import Measured
 from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.reference import choose
+from training.evaluation.reference import applied, choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
 from training.files import write_json
@@ -57,7 +57,10 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     with reading() as advance:
         splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
     say(f"{splits.train.report.kind}: {splits.train.report}")
-    evaluator = Evaluator(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    reference = choose(splits, plan.split, plan.count, subject.pictures)
+    if settings := applied(subject.pictures):
+        say(f"the run's settings leave out pictures here too: {settings}")
+    evaluator = Evaluator(plan, reference, extractor, say)
     if evaluator.no_distance and plan.snapshots:
         raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
     if evaluator.no_distance:
