@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from click_default_group import DefaultGroup
 
 from serve.card import NAME, NAME_RULE, name_from
-from training.commands import needs, refuse
+from training.commands import Group, needs, refuse
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -37,7 +36,12 @@ def _clear_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
-@click.group(cls=DefaultGroup, default="export", context_settings={"show_default": True, "max_content_width": 100})
+@click.group(
+    cls=Group,
+    default="export",
+    subcommand_metavar="RUN_OR_BUNDLE | COMMAND ...",
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
     """Export a run as one ONNX file (a bundle), show what a bundle is, or compare two of them.
@@ -49,7 +53,6 @@ def main() -> None:
     export-onnx runs/mine --out mine.onnx --precision fp32 --precision int8
     export-onnx inspect mine.onnx
     export-onnx diff mine-fp32.onnx mine-int8.onnx
-    export-onnx export --help            all options of exporting: --out, --precision, --prior ...
     """
 
 
@@ -83,10 +86,9 @@ def main() -> None:
 # What is exported
 @click.option(
     "--prior",
-    type=click.Choice(("second-stage", "normal", "gaussian", "gmm")),
-    default="second-stage",
-    help="What latents are sampled from: the second stage (GEN-2), the standard normal (GEN-1), or a Gaussian or a "
-    "mixture of Gaussians (gmm) fitted to the latents.",
+    type=click.Choice(("second-stage", "gmm", "gaussian", "normal")),
+    help="What latents are sampled from: the second stage (GEN-2), a mixture of Gaussians (gmm) or a Gaussian fitted "
+    "to the latents, or the standard normal (GEN-1).  [default: the first of these that the run has]",
 )
 @click.option(
     "--normalise",
@@ -136,7 +138,10 @@ def main() -> None:
 )
 # What its card says
 @click.option(
-    "--name", metavar="NAME", callback=_name, help="The name that the model is served under.  [default: FILE's stem]"
+    "--name",
+    metavar="NAME",
+    callback=_name,
+    help="The model's name on its card; serve-vae serves a file under the file's own.  [default: FILE's stem]",
 )
 @click.option(
     "--dataset",
@@ -167,7 +172,7 @@ def export(
     precisions: tuple[str, ...],
     store: str,
     triton: Path | None,
-    prior: str,
+    prior: str | None,
     normalise: str,
     with_latents: bool,
     limit_mean: float,
@@ -199,8 +204,6 @@ def export(
         raise click.UsageError(f"{source} is not a run directory, which train-vae makes, nor a bundle")
     if source.is_file():
         refuse(("prior", "normalise", "with_latents"), "is settled in a bundle; export the run to choose another")
-    elif prior != "second-stage":
-        refuse(("normalise",), f"is for second-stage samples, and these are from --prior {prior}")
     if bool(features) != bool(reference):
         raise click.UsageError("--features and --reference go together: an extractor, and pictures to measure against")
     if precisions == ("fp32",):
@@ -209,7 +212,7 @@ def export(
         )
     elif not features:
         refuse(("limit_fd",), "takes --features and --reference: without them no Frechet distance is measured")
-    name = name or name_from(out.stem, room=len("-fp32"))
+    name = name or name_from(out.stem.partition("@")[0], room=len("-fp32"))
     if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
         raise click.ClickException(
             "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
@@ -217,7 +220,7 @@ def export(
     with _clear_errors():
         from export.bundles.triton import check_free, write_repository
         from export.bundles.verify import describe
-        from export.exportable import from_bundle, from_run
+        from export.exportable import from_bundle, from_run, prior_of
         from export.pipeline import Limits, export, names
 
         def say(line: str) -> None:
@@ -227,6 +230,9 @@ def export(
         if triton:
             check_free(triton, list(names(name, precisions).values()), force)
         if source.is_dir():
+            prior = prior_of(source, prior)
+            if prior != "second-stage":
+                refuse(("normalise",), f"is for second-stage samples, and these are from the prior {prior}")
             exportable = from_run(source, name, prior, normalise, with_latents, say, **card_fields)
         else:
             exportable = from_bundle(source, name, **card_fields)
@@ -279,4 +285,5 @@ def diff(a: Path, b: Path, count: int, as_json: bool) -> None:
 def _outs(out: Path, precisions: tuple[str, ...]) -> dict[str, Path]:
     if len(precisions) == 1:
         return {precisions[0]: out}
-    return {precision: out.with_name(f"{out.stem}-{precision}{out.suffix}") for precision in precisions}
+    stem, at, version = out.stem.partition("@")  # servers take a version from the end of a file's name
+    return {precision: out.with_name(f"{stem}-{precision}{at}{version}{out.suffix}") for precision in precisions}

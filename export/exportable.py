@@ -19,6 +19,8 @@ from serve.card import MOST_CARD, Card
 from serve.engine import Engine
 from serve.model import Decode, Images
 from serve.noise import Noise
+from training.errors import RunError
+from training.recipe import BEST_FIRST
 
 PACKAGES = ("balanced-vae", "keras", "tensorflow", "tf2onnx", "onnx-ir")
 
@@ -40,10 +42,28 @@ class Exportable:
     reference_name: str
 
 
+def prior_of(path: Path, wanted: str | None = None) -> str:
+    """Return the prior to export a run with: the one that is wanted, or else the first of BEST_FIRST that the run has.
+
+    Raises:
+        RunError: there is no run, or it has no such prior.
+    """
+    # TensorFlow takes seconds to import, and bundles need none of it.
+    from training.record.run import Run
+
+    run = Run(path)
+    # A prior of the recipe whose file is missing belongs to an unfinished run: no other may take its place unsaid.
+    here = {*run.recipe.priors, *run.priors}
+    has = [name for name in BEST_FIRST if name in here]
+    if wanted and wanted not in has:
+        raise RunError(f"{path} has no prior {wanted}; pass --prior with one that it has: {', '.join(has)}")
+    return wanted or has[0]
+
+
 def from_run(
     path: Path,
     name: str,
-    prior: str = "second-stage",
+    prior: str | None = None,
     normalise: str = "scalar",
     with_latents: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -57,7 +77,7 @@ def from_run(
     Args:
         path: The run directory.
         name: What the model is served as.
-        prior: One of the run's priors.
+        prior: One of the run's priors; None means the first of BEST_FIRST that it has.
         normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
         say: Takes a line about measurements that the card leaves out.
@@ -70,12 +90,11 @@ def from_run(
         BundleError: the card does not take one of the texts.
         ConversionError: the graph has other inputs or outputs than a bundle.
     """
-    # TensorFlow takes seconds to import, and bundles need none of it. The run comes first: its package sets what
-    # TensorFlow reads when it is imported.
+    # The run comes first: its package sets what TensorFlow reads when it is imported.
     from training.record.run import Run
 
     run = Run(path)
-    recipe = run.recipe
+    recipe, prior = run.recipe, prior_of(path, prior)
 
     from export.chain import build
     from export.convert import convert

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from serve.model import Images
 
@@ -19,6 +19,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     "webp": {"format": "WEBP", "lossless": True, "method": 2},
 }
+SHEET = "balanced-vae sheet"  # the text "Software" of a contact sheet, by which train-vae knows it and leaves it out
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
@@ -62,8 +63,8 @@ def pictures(images: Images) -> list[Image.Image]:
     return [picture(image) for image in images]
 
 
-def contact_sheet(images: Images, columns: int, margin: int = 2) -> Image.Image:
-    """Return images [n, h, w, c] as one picture, in rows, white between them."""
+def contact_sheet(images: Images, columns: int, margin: int = 2) -> bytes:
+    """Return images [n, h, w, c] as one PNG's bytes, in rows, white between them."""
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     sheet = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, channels), 255, np.uint8)
@@ -71,4 +72,7 @@ def contact_sheet(images: Images, columns: int, margin: int = 2) -> Image.Image:
         row, column = divmod(index, columns)
         top, left = margin + row * (height + margin), margin + column * (width + margin)
         sheet[top : top + height, left : left + width] = image
-    return picture(sheet)
+    mark, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    mark.add_text("Software", SHEET)
+    picture(sheet).save(file, "PNG", pnginfo=mark)
+    return file.getvalue()

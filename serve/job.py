@@ -134,7 +134,7 @@ def grid(job: Job, model: GenerativeModel, out: Path, columns: int, rows: int) -
     cells = [images for _, images in model.stream(job.seed, job.start, count, job.temperature)]
     sheet = contact_sheet(np.concatenate(cells), min(columns, count))
     with _writing(out), _replacing(out / GRID) as file:
-        sheet.save(file, "PNG")
+        file.write(sheet)
     return out / GRID
 
 

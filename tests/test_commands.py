@@ -45,17 +45,22 @@ def test_version_and_wrong_flags(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "commands", "default"),
-    [("evaluate-vae", ["measure", "compare"], "measure"), ("export-onnx", ["export", "inspect", "diff"], "export")],
+    ("group", "commands", "options"),
+    [
+        ("evaluate-vae", ["measure", "compare"], ["--features", "--count", "--prior", "--data"]),
+        ("export-onnx", ["export", "inspect", "diff"], ["--out", "--precision", "--prior", "--features"]),
+    ],
 )
-def test_help_shows_every_command_and_the_way_to_the_defaults_own(
-    group: str, commands: list[str], default: str
+def test_a_groups_help_shows_its_commands_and_its_defaults_options(
+    group: str, commands: list[str], options: list[str]
 ) -> None:
-    shown = command(group, "--help").stdout
+    shown, own = command(group, "--help").stdout, command(group, commands[0], "--help").stdout
+    assert f"Usage: {group} [OPTIONS] RUN_OR_BUNDLE | COMMAND" in shown
     for each in commands:
         assert f"\n  {each}" in shown
-    assert f"{group} {default} --help" in shown
-    assert "--features" in command(group, default, "--help").stdout
+    for option in options:
+        (line,) = re.findall(rf"^  {option} .*$", own, re.MULTILINE)
+        assert f"\n{line}\n" in shown
     assert "--features" in command(group, "anything", "--help").stdout
     assert_clear_error(command(group, "--features", "f.onnx"), "Missing argument", code=2)  # the default's, unnamed
 
@@ -82,18 +87,6 @@ def test_help_says_what_each_option_does(words: str) -> None:
         sentence = " ".join(re.sub(r"\[(default|env var|required|\d).*?\]\s*$", "", text, flags=re.DOTALL).split())
         assert re.fullmatch(r"[A-Z].*\w.*\.", sentence), (option, text)
         assert len(sentence.split()) >= 3, (option, text)
-
-
-@pytest.mark.parametrize(
-    ("name", "default", "options"),
-    [("export-onnx", "export", ["--out", "--precision", "--prior"]), ("evaluate-vae", "measure", ["--features"])],
-)
-def test_a_groups_help_leads_to_its_defaults_options(name: str, default: str, options: list[str]) -> None:
-    (line,) = re.findall(rf"^ +{name} {default} --help +(.*)$", command(name, "--help").stdout, re.MULTILINE)
-    own = command(name, default, "--help").stdout
-    for option in options:
-        assert option in line
-        assert f"\n  {option} " in own
 
 
 def light() -> set[str]:
@@ -152,12 +145,27 @@ def test_a_light_install_samples(absent: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_runs_are_compared_without_what_trains_them(absent: str, tmp_path: Path) -> None:
+    assert {"tensorflow", "keras", "scipy"} <= set(json.loads(absent))
+    reference = {"data": "c" * 32, "split": "train", "count": 60, "of": 90, "read": "16x16x3"}
+    extractor = {"name": "tiny", "digest": "d" * 64, "features": 8, "resize": "in the model"}
+    record = {"metric": "FD (tiny)", "set": "GEN-1", "value": 12.5, "seed": 0, "count": 60}
+    record |= {"reference": reference, "extractor": extractor}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"recipe": {"name": "smoke"}}))
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps([record]))
+    (tmp_path / "bundle.json").write_text(json.dumps({"name": "b.onnx", "recipe": {}, "records": [record]}))
+    result = lightly(absent, "evaluate-vae", "compare", tmp_path / "run", tmp_path / "bundle.json")
+    assert result.returncode == 0, result.stderr
+    assert "12.5" in result.stdout
+    assert result.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
         (["train-vae", "--recipe", "smoke", "--data", ".", "--out", "run"], "train"),
         (["evaluate-vae", ".", "--data", ".", "--features", "f.onnx"], "cpu,train"),
-        (["evaluate-vae", "compare", "."], "cpu,train"),
         (["export-onnx", ".", "--out", "x.onnx"], "cpu,export"),
         (["export-onnx", "inspect", "x.onnx"], "cpu,export"),
         (["export-onnx", "diff", "x.onnx", "x.onnx"], "cpu,export"),

@@ -5,6 +5,7 @@ Keras is imported late: `--help` and usage errors answer at once.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,8 +19,8 @@ from training.errors import TrainingError
 from training.fit.execution import Execution
 from training.recipe import Recipe
 from training.recipes import RECIPES, recipe
+from training.settings import page, text
 from training.settings import settings as described
-from training.settings import text
 
 if TYPE_CHECKING:
     from training.data.dataset import Splits
@@ -43,6 +44,12 @@ def _recipes(context: click.Context, parameter: click.Parameter, wanted: bool) -
         context.exit()
 
 
+def _settings(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(page(Recipe()), nl=False)
+        context.exit()
+
+
 def _devices(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if value != "all" and (not value.isdecimal() or value == "0"):
         raise click.BadParameter(f"a number of devices, or all. Received: {value!r}")
@@ -58,6 +65,14 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
     expose_value=False,
     callback=_recipes,
     help="List the recipes with what each reproduces and the time it takes, and exit.",
+)
+@click.option(
+    "--list-settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_settings,
+    help="Print every setting with its unit, default and effect, as Markdown, and exit.",
 )
 @click.option(
     "--data",
@@ -279,4 +294,5 @@ def _say_how_it_went(run: Run, say: Callable[[str], None]) -> None:
     )
     wrong = collapse(run)
     what = f"trained, but {wrong}" if wrong else "trained"
-    say(f"{what}: {run.path}; next: export-onnx {run.path} --out {run.path.resolve().name}.onnx")
+    command = shlex.join(["export-onnx", str(run.path), "--out", f"{run.path.resolve().name}.onnx"])
+    say(f"{what}: {run.path}; next: {command}")

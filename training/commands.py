@@ -1,4 +1,4 @@
-"""What the commands share: one line where a package is not installed, or where an option would change nothing."""
+"""What the commands share: help that shows all options, and one line where a package is missing or an option idle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from contextlib import contextmanager
 
 import click
 from click.core import ParameterSource
+from click_default_group import DefaultGroup
+
+
+class Group(DefaultGroup):
+    """A group whose help shows the options of its default command too: most people who ask for help want those."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of the default command, then the group's own and its commands."""
+        name = self.default_cmd_name or ""
+        with click.Context(self.commands[name], ctx, name) as its:
+            records = [each.get_help_record(its) for each in its.command.params if isinstance(each, click.Option)]
+        with formatter.section(f"Options of {name}"):
+            formatter.write_dl([record for record in records if record])
+        super().format_options(ctx, formatter)
 
 
 @contextmanager

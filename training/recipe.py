@@ -22,6 +22,7 @@ FIRST_STAGES = ("vae", "ae", "rae-l2", "rae-gp", "rae-sn")
 BALANCES = ("computed", "learned", "fixed", "annealed")
 STARTS = ("one", "first", "mean")
 PRIORS = ("second-stage", "gaussian", "gmm")
+BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")  # the first that a run has is its default
 
 
 def _variational(recipe: Recipe) -> bool:

@@ -33,7 +33,7 @@ INTRODUCTION = """# Every setting
 `--dry-run` prints the values of a recipe, and a run keeps its own in config.json. The defaults here are those of
 `cifar10`, the paper's recipe for CIFAR-10. It is an error to set what nothing else of the recipe uses.
 
-*This page is made by `python -m training.settings > docs/settings.md`.*
+*This page is made by `train-vae --list-settings > docs/settings.md`.*
 
 """
 
@@ -93,9 +93,3 @@ def page(recipe: Any) -> str:
                 rows.append(f"| `{name}` | {each.unit} | `{value}` | {each.effect}{words}{counts} |")
         parts.append(f"## {title}\n\n" + "\n".join(rows))
     return INTRODUCTION + "\n\n".join(parts) + "\n"
-
-
-if __name__ == "__main__":
-    from training.recipe import Recipe
-
-    print(page(Recipe()), end="")

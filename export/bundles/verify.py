@@ -36,7 +36,7 @@ def verify(bundle: Bundle, reference: Decode, reference_name: str) -> dict[str, 
 
     Raises:
         VerificationError: ONNX's own checker refuses it; fp32 samples differ from the reference's by more than one
-            grey level; samples depend on the number of threads; or noise of 8 sigma gives NaN or infinity.
+            grey level; samples depend on the number of threads; or noise SIGMA times as large gives NaN or infinity.
         EngineError: the engine cannot run it, or its samples depend on what shares their batch.
     """
     model = onnx.load_model_from_string(bundle.data)
@@ -82,7 +82,7 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
         f"  against {report['against']} in batches of {batches}: at most {worst} grey levels apart, "
         f"{mean:.2g} on average",
         f"  the same bytes in batches of {', '.join(map(str, report['same_bytes_in_batches']))}, and on 1 and 2 "
-        f"threads; finite to {report['finite_to_sigma']:g} sigma",
+        f"threads; no NaN or infinity with noise {report['finite_to_sigma']:g} times as large",
     ]
     if found:
         text = f"  against fp32: {found['mean']:.2g} grey levels on average, {found['worst']} at most, over "
@@ -115,4 +115,6 @@ def _check_finite(model: ir.Model, noise: Noise) -> None:
     graph.outputs.append(last)
     (values,) = open_model(model).run(None, {"noise": noise})
     if not np.isfinite(values).all():
-        raise VerificationError(f"noise of {SIGMA:g} sigma gives NaN or infinite values; nothing was written")
+        raise VerificationError(
+            f"noise {SIGMA:g} times as large as usual gives NaN or infinite values; nothing was written"
+        )

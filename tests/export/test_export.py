@@ -180,7 +180,7 @@ def test_a_graph_that_overflows_is_refused(exportable: Exportable) -> None:
     huge[0] = np.where(huge[0] > 0, 3e37, -3e37)
     first.inputs[1].const_value = ir.tensor(huge)  # type: ignore[union-attr]
     graph = decoder(exportable.model)
-    with pytest.raises(VerificationError, match="8 sigma"):
+    with pytest.raises(VerificationError, match="8 times as large as usual gives NaN or infinite"):
         verify(pack(exportable.model, exportable.card), graph, "itself")
 
 
@@ -346,6 +346,14 @@ def test_an_option_without_effect_is_refused(words: list[str], option: str, smok
     result = CliRunner().invoke(main, [str(smoke_run), "--out", str(tmp_path / "x.onnx"), *words])
     assert result.exit_code == 2, result.output
     assert result.stderr.splitlines()[-1].startswith(f"Error: {option} ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prior_that_the_run_lacks_is_told_with_those_that_it_has(smoke_run: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(smoke_run), "--out", str(tmp_path / "x.onnx"), "--prior", "gmm"])
+    assert result.exit_code == 1
+    assert "has no prior gmm; pass --prior with one that it has: second-stage, normal" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

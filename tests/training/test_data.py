@@ -265,7 +265,11 @@ def test_a_zip_may_be_hostile(tmp_path: Path) -> None:
         load_data(tmp_path / "x.zip", SMOKE)
     splits = load_data(tmp_path / "x.zip", SMOKE, skip_unreadable=True)
     report = splits.train.report
-    assert (report.read, report.ignored, report.counts) == (5, 1, {"train": 5})
+    assert (report.read, report.ignored, report.counts) == (
+        5,
+        [("notes.txt", "no picture by the ending")],
+        {"train": 5},
+    )
     assert [Path(name).name for name, _ in report.broken] == ["zeros.png"]
     assert {path for path in tmp_path.rglob("*") if "xdg" not in path.parts} == before
 

@@ -24,6 +24,7 @@ from skimage import data
 
 from tests.conftest import assert_clear_error, command
 from training.errors import DataError
+from training.evaluation import evaluator
 from training.evaluation.cli import main
 from training.evaluation.compare import read
 from training.evaluation.distances import frechet, kid, precision_recall
@@ -32,6 +33,7 @@ from training.evaluation.inception import Inception
 from training.evaluation.latents import Tally
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import Moments, Statistics, collect
+from training.model.normalise import MODES
 
 SIDE = 16
 RNG = np.random.default_rng(0)
@@ -374,6 +376,13 @@ def words(pictures: Path, extractor_file: Path, tmp_path_factory: pytest.TempPat
 def test_a_run_from_the_shell(run: Path, words: list[object], tmp_path: Path) -> None:
     result = command("evaluate-vae", run, *words, "--batch", 20, "--snapshots", "--markdown", tmp_path / "t.md")
     assert result.returncode == 0, result.stderr
+    # Without a terminal each set has a line when it is done, beside those that are said as time goes by.
+    progress = [line for line in result.stderr.splitlines() if line.endswith("ETA 0.0 min")]
+    labels = ["REC", "GEN-1 normal none", *(f"GEN-2 second-stage {mode}" for mode in MODES)]
+    labels += ["REC 1", "GEN-1 normal none 1"]
+    said = [line.split("/48")[0] for line in progress if not line.startswith("reference: ")]  # that one may be cached
+    assert said == [f"{label}: 48" for label in labels]
+    assert "leave out pictures" not in result.stderr
     records = json.loads((run / "metrics.json").read_text())
     sets = [(each["set"], each.get("normalisation"), each.get("epoch")) for each in records if "value" in each]
     assert sets == [
@@ -457,6 +466,30 @@ def test_a_bundle_measures_as_its_run(run: Path, smoke_bundle: Path, words: list
     both = evaluate("compare", ours, theirs)
     assert both.exit_code == 0, both.output
     assert "GEN-2, scalar" in both.stdout
+    rows = [line.split("|")[1].strip() for line in both.stdout.splitlines() if line.startswith("| smoke")]
+    assert rows[:2] == ["smoke", "smoke.onnx"]  # a run and its bundle have the same name, but not here
+
+
+def test_what_the_runs_settings_leave_out_is_told(
+    run: Path, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, half = tmp_path / "few", tmp_path / "half"
+    for copy, changes in ((few, {"limit": 8}), (half, {"limit": 40, "validation": 0.5})):
+        shutil.copytree(run, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config["recipe"] |= changes
+        (copy / "config.json").write_text(json.dumps(config))
+    short = ["--prior", "normal", "--no-precision-recall"]
+    result = evaluate(few, *words, *short, "--no-kid")
+    assert_refused(result, "takes 9", "Received: 8; measure against another --split (limit=8 takes the first 8 of")
+    assert "bring more pictures" not in result.stderr
+    assert "leave out pictures here too: limit=8 takes the first 8 of train\n" in result.stderr
+    monkeypatch.setattr(evaluator, "EVERY", 0.0)
+    result = evaluate(half, *words, *short, "--split", "validation", "--batch", 10)
+    assert result.exit_code == 0, result.output
+    assert "limit=40 takes the first 40 of train, validation=0.5 moves that share of them from tr" in result.stderr
+    for done in (10, 20, 30, 40, 48):
+        assert f"GEN-1 normal none: {done}/48" in result.stderr
 
 
 def test_fid_is_what_the_inception_graph_gives(

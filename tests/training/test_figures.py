@@ -115,6 +115,20 @@ def test_what_train_vae_leaves_behind(smoke_run: Path) -> None:
         assert_shows_something(smoke_run / name)
 
 
+def test_figure_2_has_the_style_of_the_others(watched: Run, tmp_path: Path) -> None:
+    """A bold title in ink and a hint below it, at the left above the axes, and the legend beside them."""
+    curves = {"REC": {1: 90.0, 2: 40.0, 3: 30.0}, "GEN-1": {1: 120.0, 2: 80.0, 3: 70.0}}
+    plots.distances(tmp_path / "figures" / "figure2.png", "FD (tiny)", curves)
+    assert_shows_something(tmp_path / "figures" / "figure2.png")
+    ink, soft = (tuple(bytes.fromhex(color[1:])) for color in (plots.INK, plots.SOFT))
+    for path in (tmp_path / "figures" / "figure2.png", watched.path / "figures" / "figure7.png"):
+        head = np.asarray(Image.open(path).convert("RGB"))[:55, :600]
+        colors = {tuple(color) for color in head.reshape(-1, 3).tolist()}
+        assert {ink, soft} <= colors, path.name
+        legend = np.asarray(Image.open(path).convert("L"))[:55, 700:]
+        assert legend.min() < 100, path.name
+
+
 def test_a_deterministic_run_has_no_posteriors_to_draw(deterministic: Run) -> None:
     assert drawn(deterministic) >= ALWAYS
     assert not drawn(deterministic) & VARIATIONAL
@@ -221,9 +235,14 @@ def shown(run: Run) -> dict[tuple[str, int], Any]:
 
 
 def expected_scalars(run: Run) -> dict[tuple[str, int], float]:
+    records = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
+    ends = {
+        1: 0,
+        2: max(record["images"] for record in records if record["stage"] == 1),
+    }  # stage 2 counts on from there
     return {
-        (f"stage{record['stage']}/{name}", record["images"]): value
-        for record in map(json.loads, (run.path / "history.jsonl").read_text().splitlines())
+        (f"stage{record['stage']}/{name}", ends[record["stage"]] + record["images"]): value
+        for record in records
         for name, value in record.items()
         if isinstance(value, int | float) and name not in ("stage", "epoch", "images")
     }
@@ -240,7 +259,14 @@ def test_tensorboard_shows_the_history(watched: Run) -> None:
     histogram = values["stage1/latent_variance", 32].histo
     assert histogram.num == 8
     assert histogram.sum == pytest.approx(sum(watched.history()[0]["latent_variance"]))
-    assert ("stage2/latent_variance", 64) in values
+    assert ("stage2/latent_variance", 96 + 64) in values
+
+
+def test_tensorboards_second_stage_counts_on_from_the_first(watched: Run) -> None:
+    steps = {stage: [step for tag, step in scalars(watched) if tag == f"{stage}/mse"] for stage in ("stage1", "stage2")}
+    assert steps == {"stage1": [32, 64, 96], "stage2": [96 + 32, 96 + 64]}
+    every = [event.step for event in events(watched)]
+    assert every == sorted(every)
 
 
 def test_tensorboard_shows_the_grids(watched: Run) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve.encoding import contact_sheet
 from tests.conftest import assert_clear_error, command, draw_faces
+from training.data import images as decoding
 from training.data.dataset import load_data
 from training.errors import DataError
 from training.recipes import recipe
@@ -42,7 +45,7 @@ def test_formats_sizes_and_folders_may_be_mixed(tmp_path: Path) -> None:
         Image.new("RGB", size, (200, 100, 50)).save(folder / f"x.{ending}")
     (tmp_path / "labels.csv").write_text("not a picture by its name")
     dataset = load_data(tmp_path, SMOKE).train
-    assert (dataset.report.read, dataset.report.ignored, dataset.report.broken) == (4, 1, [])
+    assert (dataset.report.read, len(dataset.report.ignored), dataset.report.broken) == (4, 1, [])
     assert np.abs(dataset.images.astype(int) - (200, 100, 50)).max() <= 4
 
 
@@ -124,6 +127,71 @@ def test_a_broken_picture_stops_training_before_it_begins(reason: str, tmp_path:
     dataset = load_data(data, SMOKE, skip_unreadable=True).train
     assert len(dataset) == 3
     assert [name for name, _ in dataset.report.broken] == [str(data / "999.png")]
+
+
+def test_what_is_ignored_is_named_by_kind_of_reason(tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 3)
+    for name in ("a.txt", "b.csv", "c.json", "d.toml", ".DS_Store"):
+        (data / name).write_text("x")
+    said = str(load_data(data, SMOKE).train.report)
+    assert said == (
+        "3 train; 0 broken, 5 ignored (hidden: .DS_Store; no picture by the ending: a.txt, b.csv, c.json and 1 more)"
+    )
+
+
+@pytest.fixture
+def sheets(tmp_path: Path) -> list[Path]:
+    """What sample-cli and train-vae write beside single pictures."""
+    from training.record import grids, plots
+
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    made = [tmp_path / "made" / name for name in ("grid.png", "stage1-0001.png", "figure5.png")]
+    grids.grid(made[1], pictures)
+    plots.variances(made[2], np.linspace(0, 1, 8))
+    made[0].write_bytes(contact_sheet(pictures, 2))
+    return made
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_our_own_sheets_are_no_training_pictures(zipped: bool, sheets: list[Path], tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 6)
+    alone = load_data(data, SMOKE).train
+    for sheet in sheets:
+        shutil.copy(sheet, data / f"000-{sheet.name}")  # among the first, where a limit counts
+    source = Path(shutil.make_archive(str(tmp_path / "x"), "zip", data)) if zipped else data
+    for _ in range(2):  # the second time from what is remembered
+        dataset = load_data(source, SMOKE).train
+        assert np.array_equal(dataset.images, alone.images)
+        few = load_data(source, SMOKE.set(["limit=4"])).train
+        assert np.array_equal(few.images, alone.images[:4])
+    said = "6 train; 0 broken, 3 ignored (made by sample-cli or train-vae: 000-figure5.png, 000-grid.png, 000-stage1"
+    assert str(dataset.report).startswith(said)
+
+
+def test_a_folder_of_sheets_alone_says_so(sheets: list[Path]) -> None:
+    with pytest.raises(DataError, match=r"2 pictures or more\. Received: .* no pictures; .*made by sample-cli"):
+        load_data(sheets[0].parent, SMOKE)
+
+
+def test_heic_takes_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_endings", lambda: {".png"})  # as without pillow-heif
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.heif"):
+        (data / name).write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(
+        DataError, match=r"none a picture .*; IMG_1.HEIC is HEIC, .* the extra heif \(pip install pillow-he"
+    ):
+        load_data(data, SMOKE)
+    draw_faces(data, 2)
+    said = str(load_data(data, SMOKE).train.report)
+    assert "2 ignored (HEIC, which takes the extra heif (pip install pillow-heif): IMG_1.HEIC, IMG_2.heif)" in said
+
+
+def test_heic_is_read_with_that_extra(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    pixels = only(tmp_path / "x", Image.new("RGB", (64, 64), (200, 100, 50)), "x.heic")
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 6
 
 
 def test_folders_without_pictures(tmp_path: Path) -> None:

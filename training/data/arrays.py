@@ -49,8 +49,6 @@ class Arrays:
         packed: Whether the files are compressed.
     """
 
-    ignored = 0
-
     def __init__(
         self,
         kind: str,
@@ -61,6 +59,7 @@ class Arrays:
         packed: bool = False,
     ) -> None:
         self.kind, self.files, self.recipe, self.cache, self.packed = kind, files, recipe, cache, packed
+        self.ignored: list[tuple[str, str]] = []
         self._read = read
 
     @cached_property

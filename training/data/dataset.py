@@ -177,7 +177,7 @@ def _check(path: Path, report: Report, skip_unreadable: bool) -> None:
         remedy = "nothing else is left to train on" if skip_unreadable else "mend it, or pass --skip-unreadable"
         raise DataError(f"cannot read {name}: {reason}{more}; {remedy}")
     if report.counts.get("train", 0) < 2:
-        raise DataError(f"training takes 2 pictures or more. Received: {report.counts.get('train', 0)} in {path}")
+        raise DataError(f"training takes 2 pictures or more. Received: {path} with {report}")
 
 
 def _digests(images: dict[str, UInt8Array], cache: Cache) -> dict[str, str]:

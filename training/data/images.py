@@ -11,16 +11,26 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from pathlib import PurePath
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from training.data.splits import Advance
 from training.recipe import Recipe
 from training.types import UInt8Array
+
+with suppress(ImportError):  # the extra `heif`
+    import_module("pillow_heif").register_heif_opener()
+
+HEIC = (".heic", ".heif", ".hif")
+SHEET = "balanced-vae sheet"  # what many pictures in one are marked with: the PNG's text "Software"
+_MARK = b"tEXtSoftware\0" + SHEET.encode()
+_HEAD = 512  # bytes of a PNG, in which its text is found: it comes before the pixels
 
 MOST_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoding it takes a gigabyte
 MOST_BYTES = 256 * 2**20  # so is a larger file; a zip of a few bytes can unpack to gigabytes
@@ -31,10 +41,29 @@ _CHUNK = 16  # pictures that a thread takes at a time
 _THREADS = min(32, (os.cpu_count() or 1) + 4)  # more than cores, as some wait for the disk
 
 
-def is_picture(name: str) -> bool:
-    """Tell whether the file's ending is one of a format that Pillow reads."""
+def why_no_picture(name: str) -> str:
+    """Return why a file of this name is not read as a picture; empty if its ending is one of a format that is read."""
     path = PurePath(name)
-    return path.suffix.lower() in _endings() and not path.name.startswith(".")
+    ending = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden"
+    if ending in _endings():
+        return ""
+    if ending in HEIC:
+        return "HEIC, which takes the extra heif (pip install pillow-heif)"
+    return "no picture by the ending"
+
+
+def sheet_mark() -> PngImagePlugin.PngInfo:
+    """Return the text of a PNG that says that it is one of our sheets or figures, and not a picture to train on."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Software", SHEET)
+    return text
+
+
+def is_sheet(data: bytes) -> bool:
+    """Tell whether a file's bytes are those of a PNG with that mark, written by train-vae or by sample-cli."""
+    return _MARK in data[:_HEAD]
 
 
 @cache

@@ -12,6 +12,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -20,15 +21,16 @@ from PIL import Image
 
 from training.data import arrays
 from training.data.cache import Cache, state
-from training.data.images import MOST_BYTES, decode, in_parallel, is_picture, why
+from training.data.images import MOST_BYTES, decode, in_parallel, is_sheet, why, why_no_picture
 from training.data.splits import Advance
 from training.errors import DataError
 from training.recipe import Recipe
-from training.types import UInt8Array
+from training.types import BoolArray, UInt8Array
 
 CELEBA = "img_align_celeba"  # the folder of its pictures
 WIDTH = 16  # bytes of a fingerprint
 UNREADABLE = bytes(WIDTH)  # the fingerprint of a file that the system would not give
+SHEET = 255  # every byte of the fingerprint of a sheet that we wrote ourselves
 PARTITIONS = ("list_eval_partition.txt", "list_eval_partition.csv")  # its official split: picture, then 0, 1 or 2
 
 
@@ -37,11 +39,11 @@ class PictureSource(Protocol):
 
     Attributes:
         kind: The format, as in Report.
-        ignored: Files whose names are not those of pictures.
+        ignored: (name, reason) of files that are not pictures to train on.
     """
 
     kind: str
-    ignored: int
+    ignored: list[tuple[str, str]]
 
     @property
     def splits(self) -> UInt8Array:
@@ -114,33 +116,53 @@ class _Files:
     def __init__(
         self, path: Path, container: _Folder | _Zip, recipe: Recipe, cache: Cache, advance: Advance | None
     ) -> None:
-        names = sorted(filter(is_picture, container.names), key=lambda name: PurePosixPath(name).parts)
+        every = sorted(container.names, key=lambda name: PurePosixPath(name).parts)
+        reasons = {name: why_no_picture(name) for name in every}
+        names = [name for name in every if not reasons[name]]
         self.path, self.container, self.recipe = path, container, recipe
-        self.ignored = len(container.names) - len(names)
+        self.ignored = [(name, reason) for name, reason in reasons.items() if reason]
         if not names:
-            raise DataError(f"--data takes a folder or a zip of pictures. Received: {path}, {_held(container.names)}")
+            raise DataError(f"--data takes a folder or a zip of pictures. Received: {path}, {_held(reasons)}")
         splits = np.zeros(len(names), np.uint8)
         self.kind = "pictures"
         if partition := self._partition(names):
             file, text = partition
             splits = parse_partition(file, text, names)
             self.kind = "CelebA"
-        kept = (splits != 0) | (np.cumsum(splits == 0) <= (recipe.limit or len(names)))
-        self.names = [name for name, keep in zip(names, kept, strict=True) if keep]
-        self.splits = splits[kept]
-        # Fingerprints take reading every file, so they are remembered as long as no file is touched.
-        self.fingerprints = cache.remembered(
-            container.state(self.names),
-            lambda: b"".join(in_parallel(self._fingerprint, self.names, advance)),
+        left, self.fingerprints = self._chosen(names, splits, cache, advance)
+        self.names, self.splits = list(compress(names, left)), splits[left]
+
+    def _chosen(
+        self, names: list[str], splits: UInt8Array, cache: Cache, advance: Advance | None
+    ) -> tuple[BoolArray, bytes]:
+        """Return which pictures are within the recipe's limit and no sheets of ours, and their fingerprints."""
+        limit = self.recipe.limit or len(names)
+        sheets, kept = np.zeros((2, len(names)), bool)
+        while True:
+            now = (splits != 0) | (np.cumsum((splits == 0) & ~sheets) <= limit)
+            if np.array_equal(now, kept):
+                break
+            kept = now
+            prints = self._fingerprints(list(compress(names, kept)), cache, advance)
+            sheets[kept] = (prints == SHEET).all(axis=1)  # each makes room for one more within the limit
+        self.ignored += [(name, "made by sample-cli or train-vae") for name in compress(names, sheets)]
+        return kept & ~sheets, prints[~sheets[kept]].tobytes()
+
+    def _fingerprints(self, names: list[str], cache: Cache, advance: Advance | None) -> UInt8Array:
+        """Return the files' fingerprints, uint8 [count, WIDTH], remembered until a file is touched: each is read."""
+        prints = cache.remembered(
+            self.container.state(names),
+            lambda: b"".join(in_parallel(self._fingerprint, names, advance)),
             lasts=lambda prints: all(prints[at : at + WIDTH] != UNREADABLE for at in range(0, len(prints), WIDTH)),
         )
+        return np.frombuffer(prints, np.uint8).reshape(-1, WIDTH)
 
     def _partition(self, names: list[str]) -> tuple[str, str] | None:
         """Find the file of the official split in the source, or beside CelebA's folder or zip: (path, text)."""
         for wanted in PARTITIONS:
             for name in self.container.names:
                 if PurePosixPath(name).name == wanted:
-                    self.ignored -= 1
+                    self.ignored = [each for each in self.ignored if each[0] != name]
                     return str(self.path / name), _text(self.container, name)
             beside = self.path.resolve().parent / wanted
             if beside.is_file() and CELEBA in str(self.path.resolve() / names[0]):
@@ -150,6 +172,8 @@ class _Files:
     def _fingerprint(self, name: str) -> bytes:
         try:
             data = self.container.read(name)
+            if is_sheet(data):
+                return bytes([SHEET]) * WIDTH
         except OSError as error:
             if error.errno is not None:  # it may be readable the next time
                 return UNREADABLE
@@ -186,12 +210,13 @@ def _text(container: _Folder | _Zip, name: str) -> str:
         raise DataError(f"cannot read {name}: {why(error)}") from None
 
 
-def _held(names: list[str]) -> str:
-    if not names:
+def _held(reasons: dict[str, str]) -> str:
+    if not reasons:
         return "which holds no files"
-    zips = [name for name in names if name.lower().endswith((".zip", ".npy", ".npz"))]
-    hint = f"; pass {zips[0]} itself" if zips else ""
-    return f"which holds {len(names)} files, none a picture by its ending (.png, .jpg, .webp ...){hint}"
+    zips = [name for name in reasons if name.lower().endswith((".zip", ".npy", ".npz"))]
+    heic = next((f"; {name} is {reason}" for name, reason in reasons.items() if reason.startswith("HEIC")), "")
+    hint = f"; pass {zips[0]} itself" if zips else heic
+    return f"which holds {len(reasons)} files, none a picture by its ending (.png, .jpg, .webp ...){hint}"
 
 
 def parse_partition(file: str, text: str, names: list[str]) -> UInt8Array:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click_default_group import DefaultGroup
 
-from training.commands import needs, refuse
+from training.commands import Group, needs, refuse
 from training.errors import TrainingError
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -32,7 +31,12 @@ def _clear_errors() -> Iterator[None]:
         ) from None
 
 
-@click.group(cls=DefaultGroup, default="measure", context_settings={"show_default": True, "max_content_width": 100})
+@click.group(
+    cls=Group,
+    default="measure",
+    subcommand_metavar="RUN_OR_BUNDLE | COMMAND ...",
+    context_settings={"show_default": True, "max_content_width": 100},
+)
 @click.version_option(package_name="balanced-vae")
 def main() -> None:
     """Measure the pictures of a run or a bundle against real ones, or compare runs that were measured.
@@ -42,7 +46,6 @@ def main() -> None:
     \b
     evaluate-vae runs/mine --data photos/ --features extractor.onnx
     evaluate-vae compare runs/one runs/two --markdown table.md
-    evaluate-vae measure --help          all options of measuring: --features, --count, --prior ...
     """
 
 
@@ -170,7 +173,6 @@ def measure(
 )
 @click.option("--markdown", metavar="FILE", type=FILE, help="Also write the table to this file.")
 @click.option("--json", "json_file", metavar="FILE", type=FILE, help="Also write all records to this file, as JSON.")
-@needs("cpu,train")
 def compare(paths: tuple[Path, ...], markdown: Path | None, json_file: Path | None) -> None:
     """Put measured runs into one table, with the best figure of each column in bold.
 

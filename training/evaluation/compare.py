@@ -1,4 +1,4 @@
-"""Compare runs in one document: a row a run, and in each column one protocol."""
+"""Compare runs in one document: a row a run, and in each column one protocol. Nothing here needs Keras."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from training.errors import DataError, RunError
 from training.evaluation.report import protocol, table
-from training.record.run import Run
+from training.record.documents import Documents
 from training.types import Record
 
 Column = tuple[str, str]  # the metric, and the set with its latent normalisation
@@ -30,7 +30,7 @@ class Measured:
     """A run or a bundle with its measurements.
 
     Attributes:
-        name: The name of the run directory or the bundle.
+        name: The name of the run directory, or that of the bundle's file, with its ending.
         recipe: The recipe's values as JSON, as another version may have written it.
         records: The measurements.
     """
@@ -52,7 +52,7 @@ def read(path: Path) -> Measured:
         DataError: evaluate-vae did not write the file.
     """
     if path.is_dir():
-        run = Run(path)
+        run = Documents(path)
         records = [record for record in run.metrics if _ours(record)]
         if not records:
             raise RunError(f"nothing was measured of {path} yet; evaluate-vae {path} does")

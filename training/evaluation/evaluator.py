@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, collect, too_few
 from training.types import Record, UInt8Array
+
+EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Plan:
 class Evaluator:
     """Compares sets of pictures with the reference.
 
+    Args:
+        plan: What to measure.
+        reference: The real pictures.
+        extractor: Computes the features of both.
+        say: Takes lines of progress where there is no terminal for a bar.
+
     Attributes:
         no_distance: Why there is no Frechet distance, as there are too few pictures; empty if there are enough.
 
@@ -64,18 +73,18 @@ class Evaluator:
         DataError: there are too few pictures for the plan, or the cache cannot be written.
     """
 
-    def __init__(self, plan: Plan, reference: Reference, extractor: Extractor) -> None:
+    def __init__(
+        self, plan: Plan, reference: Reference, extractor: Extractor, say: Callable[[str], None] = lambda line: None
+    ) -> None:
         fewest = min(len(reference), plan.count)
         least = NEIGHBOURS + 1 if plan.precision_recall else 2
         if fewest < least:
             what = "precision and recall take" if plan.precision_recall else "a variance takes"
-            raise DataError(
-                f"{what} {least} pictures or more. Received: {fewest}; raise --count, or bring more pictures"
-            )
-        self.no_distance = too_few(fewest, extractor)
+            raise DataError(f"{what} {least} pictures or more. Received: {fewest}; {reference.more}")
+        self.no_distance = too_few(fewest, extractor, reference.more)
         if self.no_distance and not (plan.kid or plan.precision_recall):
             raise DataError(f"{self.no_distance}; or measure KID, which takes fewer")
-        self.plan, self.reference, self.extractor = plan, reference, extractor
+        self.plan, self.reference, self.extractor, self.say = plan, reference, extractor, say
         self.console = Console(stderr=True)
         through = partial(self._shown, label="reference", count=len(reference))
         self.known = statistics(reference, extractor, plan.cache, plan.batch, through)
@@ -103,6 +112,19 @@ class Evaluator:
         }
 
     def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:
-        """Yield the batches, with a bar on stderr if that is a terminal."""
-        total = math.ceil(count / self.plan.batch)
-        return track(batches, label, total, console=self.console, disable=not self.console.is_terminal)
+        """Yield the batches, with a bar on stderr if that is a terminal, else with lines."""
+        if not self.console.is_terminal:
+            return self._told(batches, label, count)
+        return track(batches, label, math.ceil(count / self.plan.batch), console=self.console)
+
+    def _told(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterator[UInt8Array]:
+        """Yield the batches; every so often, and at their end, say how far they are."""
+        done, began = 0, time.monotonic()
+        said = began
+        for images in batches:
+            yield images
+            done, now = done + len(images), time.monotonic()
+            if done >= count or now - said >= EVERY:
+                said, speed = now, done / max(now - began, 1e-9)
+                left = (count - done) / speed / 60
+                self.say(f"{label}: {done:,}/{count:,}  {speed:,.0f} images/s  ETA {left:,.1f} min")

@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve import bundle
 from training.data.dataset import load_data
 from training.errors import DataError
 from training.evaluation.compare import Measured
 from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.reference import choose
+from training.evaluation.reference import applied, choose
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
 from training.files import write_json
@@ -51,14 +50,17 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         OSError: the run's folder cannot be written.
     """
     run = Run(model) if model.is_dir() else None
-    subject = RunSubject(run, plan) if run else BundleSubject(bundle.load(model), plan)
+    subject = RunSubject(run, plan) if run else BundleSubject(model, plan)
     if not run:
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
     with reading() as advance:
         splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
     say(f"{splits.train.report.kind}: {splits.train.report}")
-    evaluator = Evaluator(plan, choose(splits, plan.split, plan.count, subject.pictures), extractor)
+    reference = choose(splits, plan.split, plan.count, subject.pictures)
+    if settings := applied(subject.pictures):
+        say(f"the run's settings leave out pictures here too: {settings}")
+    evaluator = Evaluator(plan, reference, extractor, say)
     if evaluator.no_distance and plan.snapshots:
         raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
     if evaluator.no_distance:

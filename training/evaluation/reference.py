@@ -34,11 +34,13 @@ class Reference:
         images: The whole split, uint8 [n, side, side, channels]; may be a memory map.
         chosen: Indices of the pictures of the reference, in rising order.
         card: What every record says of the reference: the data's digest, the split, counts, how pictures were read.
+        more: What to do for more pictures.
     """
 
     images: UInt8Array
     chosen: IndexArray
     card: dict[str, Any]
+    more: str = "bring more pictures"
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -69,7 +71,21 @@ def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
         "of": total,
         "read": f"{recipe.side}x{recipe.side}x{recipe.channels}, {crop}, {recipe.resize}",
     }
-    return Reference(dataset.images, np.arange(taken) * total // taken, card)
+    remedies = ["raise --count"] if count <= total else []
+    if count >= total:
+        settings = applied(recipe) if split != "test" else ""
+        remedies.append(f"measure against another --split ({settings})" if settings else "bring more pictures")
+    return Reference(dataset.images, np.arange(taken) * total // taken, card, " and ".join(remedies))
+
+
+def applied(recipe: Recipe) -> str:
+    """Return the settings by which a recipe leaves pictures out of a split, and what they do; empty if none does."""
+    parts = []
+    if recipe.limit:
+        parts.append(f"limit={recipe.limit} takes the first {recipe.limit:,} of train")
+    if recipe.validation:
+        parts.append(f"validation={recipe.validation:g} moves that share of them from train to validation")
+    return ", ".join(parts)
 
 
 def pictures_of(card: Card) -> Recipe:

@@ -80,14 +80,17 @@ def collect(extractor: Extractor, batches: Iterable[UInt8Array], keep: bool = Tr
     return Statistics(moments.count, moments.mean, moments.covariance, np.concatenate(kept))
 
 
-def too_few(count: int, extractor: Extractor) -> str:
-    """Return why so few pictures have no Frechet distance, as their covariance is singular; empty if they have one."""
+def too_few(count: int, extractor: Extractor, more: str = "raise --count and bring more pictures") -> str:
+    """Return why so few pictures have no Frechet distance, as their covariance is singular; empty if they have one.
+
+    `more` says what to do for more pictures.
+    """
     least = extractor.size + 1
     if count >= least:
         return ""
     return (
         f"{extractor.name} has {extractor.size} features, whose covariance takes {least} pictures or more. "
-        f"Received: {count}; raise --count, bring more pictures, or take an extractor with fewer features"
+        f"Received: {count}; {more}, or take an extractor with fewer features"
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from serve.bundle import Bundle
+from serve.bundle import load
 from serve.engine import Engine
 from training.errors import RunError
 from training.evaluation.evaluator import Evaluator, Plan
@@ -99,17 +100,19 @@ class BundleSubject:
     """A bundle on the engine that serves it. It has no encoder, so there are neither reconstructions nor latents.
 
     Attributes:
-        name: The name of the model.
+        name: The name of its file, as a run may have the model's own.
         pictures: A recipe that reads pictures as the bundle's own did.
         recipe: The recipe on the bundle's card.
 
     Raises:
-        EngineError: the bundle cannot be run here.
+        BundleError: the file is not a bundle.
+        EngineError: it cannot be run here.
     """
 
-    def __init__(self, bundle: Bundle, plan: Plan) -> None:
+    def __init__(self, path: Path, plan: Plan) -> None:
+        bundle = load(path)
         self.plan, self.card = plan, bundle.card
-        self.name, self.recipe = bundle.card.name, bundle.card.recipe
+        self.name, self.recipe = path.name, bundle.card.recipe
         self.pictures = pictures_of(bundle.card)
         self.engine = Engine(bundle, batch=plan.batch)
 

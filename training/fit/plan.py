@@ -174,7 +174,7 @@ def _chosen(drafted: Recipe, seconds: float, budget: float, count: int, given: l
         return drafted
 
     def steps(base_dim: int) -> float:
-        return budget / (seconds * float(base_dim / drafted.base_dim) ** GROWTH)
+        return budget / (seconds * float((base_dim / drafted.base_dim) ** GROWTH))
 
     affordable = [width for width in WIDTHS if steps(width) >= wanted]
     if not affordable and steps(WIDTHS[0]) < SHORT and drafted.side > 32 and "side" not in given:

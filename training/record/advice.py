@@ -83,8 +83,7 @@ def by_heart(schedule: Schedule, records: Sequence[Record]) -> str:
 
 def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
     """The rate was halved to a quarter or less while the error still fell."""
-    quarter = records[-max(2, len(records) // 4)]
-    fell = 1 - records[-1]["mse"] / quarter["mse"]
+    fell = 1 - records[-1]["mse"] / records[-1 - len(records) // 4]["mse"]
     if len(records) < 8 or records[-1]["lr"] > schedule.lr / 4 or fell < STILL_FALLING:
         return ""
     halve = "halve_every" if schedule.stage == 1 else "halve_every2"

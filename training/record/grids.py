@@ -12,6 +12,7 @@ from keras import ops
 from PIL import Image
 
 from training.data.dataset import Splits
+from training.data.images import sheet_mark
 from training.files import replacing
 from training.record import plots
 from training.record.run import Run
@@ -59,7 +60,7 @@ def _spread(count: int, wanted: int) -> IndexArray:
 
 
 def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
-    """Write images [n, h, w, c] as one PNG with so many columns; 0 makes it about square."""
+    """Write images [n, h, w, c] as one PNG with so many columns; 0 makes it about square. Training leaves it out."""
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -68,7 +69,7 @@ def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
     sheet = cells.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     sheet = sheet.reshape(rows * height, columns * width, channels)
     with replacing(path) as part:
-        Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(part, "PNG")
+        Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet).save(part, "PNG", pnginfo=sheet_mark())
 
 
 def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> None:

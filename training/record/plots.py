@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from training.data.images import SHEET
 from training.files import replacing
 from training.model.latents import ACTIVE_BELOW
 from training.types import Float64Array, Record
@@ -53,7 +54,7 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(part, format="png")
+        figure.savefig(part, format="png", metadata={"Software": SHEET})
 
 
 def _titles(axis: Axes, title: str, hint: str) -> None:
@@ -105,9 +106,14 @@ def _each_latent(
         scale(axis)
         axis.set_ylim(0, max(1.05, 1.03 * float(variance.max())))
         axis.set_ylabel("mean posterior variance")
-        for handle in axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0).get_lines():
-            handle.set(alpha=1, linewidth=2)
+        _legend(axis)
         _titles(axis, title, "falls towards 0: used, stays near 1: neglected")
+
+
+def _legend(axis: Axes) -> None:
+    """Write the legend beside the title, where no curve is."""
+    for handle in axis.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0).get_lines():
+        handle.set(alpha=1, linewidth=2)
 
 
 def _marks(positions: list[int]) -> dict[str, Any]:
@@ -152,11 +158,13 @@ def distances(path: Path, metric: str, curves: dict[str, dict[int, float]]) -> N
     with _figure(path, 10, 4.5) as figure:
         axis = figure.subplots()
         for (name, points), color in zip(curves.items(), (USED, NEGLECTED), strict=True):
-            axis.plot(list(points), list(points.values()), "o-", color=color, markersize=4, label=name)
+            epochs = list(points)
+            axis.plot(epochs, list(points.values()), color=color, label=name, clip_on=False, **_marks(epochs))
         axis.set_ylim(0, 1.08 * axis.dataLim.ymax)
         axis.set_ylabel(metric)
-        axis.legend()
         _epochs(axis)
+        _legend(axis)
+        _titles(axis, "Distance from real pictures along training", "falls, then levels off; near 0: like real ones")
 
 
 def history(path: Path, records: list[Record]) -> None:

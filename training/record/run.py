@@ -31,12 +31,11 @@ import numpy as np
 
 from training.errors import RunError
 from training.files import append_line, make_folder, replacing, write_json, writing
-from training.recipe import PRIORS, Recipe
+from training.recipe import BEST_FIRST, PRIORS, Recipe
+from training.record.documents import Documents
 from training.record.stage import Position
 from training.settings import text
 from training.types import Record
-
-BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")
 
 # What may change when a run is gone on with: only upwards; while stage 2 is not begun; at any time.
 _MORE = ("epochs", "epochs2")
@@ -54,11 +53,8 @@ _SECOND = (
 _KEPT = ("priors", "sample_every", "snapshot_every")
 
 
-class Run:
+class Run(Documents):
     """A run directory. Constructing one touches nothing on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     @property
     def recipe(self) -> Recipe:
@@ -69,46 +65,6 @@ class Run:
             RecipeError: another version wrote it.
         """
         return Recipe.from_dict(self.config["recipe"])
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return self._read("config.json")
-
-    @property
-    def diagnostics(self) -> dict[str, Any]:
-        """The content of diagnostics.json."""
-        return self._read("diagnostics.json")
-
-    @property
-    def metrics(self) -> list[Record]:
-        """The content of metrics.json; an empty list if nothing was measured.
-
-        Raises:
-            RunError: the file cannot be read.
-        """
-        if not (self.path / "metrics.json").exists():
-            return []
-        value = self._json("metrics.json")
-        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
-            raise RunError(f"{self.path / 'metrics.json'} should hold a list of JSON objects; mend it, or move it away")
-        return value
-
-    def _read(self, name: str) -> dict[str, Any]:
-        value = self._json(name)
-        if not isinstance(value, dict):
-            raise RunError(f"{self.path / name} should hold a JSON object")
-        return value
-
-    def _json(self, name: str) -> Any:
-        try:
-            return json.loads((self.path / name).read_text())
-        except FileNotFoundError:
-            raise RunError(f"{self.path} is not a finished run: it has no {name}; train-vae makes one") from None
-        except RecursionError:
-            raise RunError(f"cannot read {self.path / name}: it is nested too deeply") from None
-        except (ValueError, OSError) as error:
-            raise RunError(f"cannot read {self.path / name}: {error}") from None
 
     @contextmanager
     def open(self, recipe: Recipe, data: dict[str, Any], start: str = "") -> Iterator[Recipe]:
