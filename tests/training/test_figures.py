@@ -194,7 +194,7 @@ def test_two_grey_pictures_are_enough(tmp_path: Path) -> None:
 
 
 def test_histories_of_any_length_and_kind_are_plotted(watched: Run, deterministic: Run, tmp_path: Path) -> None:
-    one_epoch = [record for record in watched.history() if record["epoch"] == 0]
+    one_epoch = [record for record in watched.history() if record["epoch"] == 1]
     first_stage, second_stage = deterministic.history(), [each for each in watched.history() if each["stage"] == 2]
     assert "validation_mse" in first_stage[0]
     unpenalised = [{**record, "penalty": 0.0} for record in first_stage]

@@ -46,7 +46,7 @@ def test_a_run_directory(smoke_run: Path) -> None:
         "tensorboard",
         "trace.jsonl",
     ]
-    assert [(record["stage"], record["epoch"]) for record in records(smoke_run)] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [(record["stage"], record["epoch"]) for record in records(smoke_run)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     for record in records(smoke_run):
         assert {"mse", "kl", "gamma", "active", "variance_law", "images_per_second", "lr"} <= set(record)
         assert len(record["latent_variance"]) == record["latents"]
