@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import tomllib
 from importlib import import_module
@@ -200,3 +201,14 @@ def test_a_backend_that_there_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch
         assert result.exit_code == 1
         expected = "KERAS_BACKEND must be one of tensorflow, jax, torch, or not be set. Received: 'foo'"
         assert result.output == f"Error: {expected}\n"
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(pictures: Path, tmp_path: Path) -> None:
+    """As `head` does. This command reads files too, and says what it could not read."""
+    words = ["--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run", "--dry-run"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as stdout:
+        result = subprocess.run([BIN / "train-vae", *words], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert [line for line in result.stderr.splitlines() if "48 train" not in line] == []
