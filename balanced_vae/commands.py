@@ -5,9 +5,12 @@ The check is here, under a name of our own, since a hidden package cannot tell t
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from balanced_vae import check_not_hidden
 
@@ -42,4 +45,23 @@ def _run(command: str, *packages: str) -> NoReturn:
         check_not_hidden(*packages)
     except ImportError as error:
         sys.exit(f"Error: {error}")
+    if sys.stdout:
+        binary = io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False))
+        sys.stdout = io.TextIOWrapper(
+            binary, sys.stdout.encoding, sys.stdout.errors, line_buffering=sys.stdout.isatty()
+        )
     sys.exit(import_module(command).main())
+
+
+class _Output(io.FileIO):
+    """Stdout, whose reader may leave before the end, as `head` does: then the command ends, as the shell's own do.
+
+    The commands catch OSError where they read and write files; this is none of theirs.
+    """
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is still in the buffer
+            sys.exit(128 + signal.SIGPIPE)

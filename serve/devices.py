@@ -19,9 +19,9 @@ from serve.errors import EngineError
 AUTO = ("cuda", "openvino", "cpu")
 FORMS = "auto, cpu, openvino, cuda, cuda:N, tensorrt or tensorrt:N"
 NEEDS = {
-    "cuda": "NVIDIA's driver and pip install 'balanced-vae[gpu]'",
-    "tensorrt": "NVIDIA's driver and pip install 'balanced-vae[gpu]' 'tensorrt-cu13<11'",
-    "openvino": "an Intel processor and pip install 'balanced-vae[openvino]'",
+    "cuda": "NVIDIA's driver and pip install '.[gpu]' in the checkout",
+    "tensorrt": "NVIDIA's driver and pip install '.[gpu]' 'tensorrt-cu13<11' in the checkout",
+    "openvino": "an Intel processor and pip install '.[openvino]' in the checkout",
 }
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 MOST_REASON = 300  # characters of a runtime's message that are passed on
@@ -89,7 +89,9 @@ def runtime() -> Any:
     try:
         return import_module("onnxruntime")
     except ImportError:
-        raise EngineError("ONNX Runtime is not installed: pip install 'balanced-vae[cpu]' (or gpu, openvino)") from None
+        raise EngineError(
+            "ONNX Runtime is not installed: pip install '.[cpu]' (or gpu, openvino) in the checkout"
+        ) from None
 
 
 def cache_folder() -> Path:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import tomllib
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -134,10 +138,10 @@ def absent() -> str:
     return json.dumps([name for name, by in modules if name not in ours and not here & set(map(canonicalize_name, by))])
 
 
-def lightly(absent: str, name: str, *words: object) -> subprocess.CompletedProcess[str]:
+def lightly(absent: str, name: str, *words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as in an install without extras: their packages cannot be imported."""
     full = [BIN / "python", "-c", LIGHT, absent, HOMES[name], *map(str, words)]
-    return subprocess.run(full, capture_output=True, text=True)
+    return subprocess.run(full, capture_output=True, text=True, env={**os.environ, **environment})
 
 
 def test_a_light_install_samples(absent: str, tmp_path: Path) -> None:
@@ -174,5 +178,37 @@ def test_runs_are_compared_without_what_trains_them(absent: str, tmp_path: Path)
 )
 def test_a_light_install_says_which_extra_a_command_takes(absent: str, words: list[str], extra: str) -> None:
     result = lightly(absent, *words)
-    assert_clear_error(result, "No module named", f"install the extra: pip install 'balanced-vae[{extra}]'")
+    assert_clear_error(result, "No module named", f"install the extra: pip install '.[{extra}]' in the checkout")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"), [("jax", "pip install '.[jax]' (or jax-gpu)"), ("torch", "pip install '.[torch]' in")]
+)
+def test_a_backend_that_is_not_installed_has_an_extra_of_its_own(
+    backend: str, words: str, pictures: Path, tmp_path: Path
+) -> None:
+    start = ("--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
+    result = lightly(json.dumps([backend]), "train-vae", *start, KERAS_BACKEND=backend)
+    assert_clear_error(result, f"No module named '{backend}'", f"install the extra: {words}", "in the checkout")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backend_that_there_is_not_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "foo")
+    for name, words in (("train-vae", "--recipe smoke --data x --out y"), ("export-onnx", ". --out x.onnx")):
+        result = CliRunner().invoke(import_module(HOMES[name]).main, words.split())
+        assert result.exit_code == 1
+        expected = "KERAS_BACKEND must be one of tensorflow, jax, torch, or not be set. Received: 'foo'"
+        assert result.output == f"Error: {expected}\n"
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(pictures: Path, tmp_path: Path) -> None:
+    """As `head` does. This command reads files too, and says what it could not read."""
+    words = ["--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run", "--dry-run"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as stdout:
+        result = subprocess.run([BIN / "train-vae", *words], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert [line for line in result.stderr.splitlines() if "48 train" not in line] == []

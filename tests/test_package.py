@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import email
+import json
 import re
 import shutil
 import subprocess
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
 
 import pytest
 import yaml
 
+from serve import healthcheck
 from serve.bundle import EMBEDDED, load
+from serve.server.cli import main
+from serve.server.settings import Settings
 from tests.conftest import BIN
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PACKAGES = ("balanced_vae", "training", "export", "serve")
 MODELS = ROOT / "LICENSES" / "LicenseRef-CelebA-Noncommercial.txt"
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+GRACE = 10  # seconds that `docker stop` waits
 
 
 def copied() -> list[str]:
     """What the Dockerfile takes from the repository to make the package of."""
-    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     return [name for line in lines for name in line.split()]
 
 
@@ -72,6 +81,96 @@ def test_docker_is_sent_what_it_copies() -> None:
     sent = (ROOT / ".dockerignore").read_text().splitlines()
     assert sent[0] == "*"
     assert {f"!{name}" for name in copied()} <= set(sent)
+
+
+def settings(words: list[str]) -> Settings:
+    """What a server that is started with these words would do."""
+    assert words[0] == "serve-vae"
+    flags = main.make_context(words[0], words[1:]).params
+    return Settings(**{name: value for name, value in flags.items() if name not in ("check", "new_token")})
+
+
+def test_the_image_starts_a_server_and_asks_that_one_for_its_health() -> None:
+    command, probe = (
+        json.loads(found) for found in re.findall(r"^(?:HEALTHCHECK .*)?CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[::-1]
+    )
+    started = settings(command)
+    assert started.grace < GRACE
+    (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
+    assert healthcheck.loopback(started.listen) == f"127.0.0.1:{port}"
+    assert probe[:4] == ["python", "-P", "-m", "serve.healthcheck"]
+    assert healthcheck.main.make_context("probe", probe[4:]).params["pid"] == 1
+
+
+def test_an_edit_of_a_module_installs_no_package_again() -> None:
+    """What comes before the first module is copied is kept; and what is installed is compiled."""
+    before, _, after = DOCKERFILE.partition("\nCOPY balanced_vae")
+    assert re.findall(r"^COPY (.*) \S+$", before.split("WORKDIR /src")[0], re.MULTILINE) == [
+        "pyproject.toml requirements.lock"
+    ]
+    assert '".[${RUNTIME}]"' in before
+    (install,) = re.findall(r"^RUN .*? install (.*)$", after, re.MULTILINE)
+    assert install == "--no-cache-dir --no-deps --force-reinstall ."
+    assert "--no-compile" not in DOCKERFILE
+
+
+def mounts(service: dict[str, Any]) -> dict[str, str]:
+    """The repository's files in a service of compose.yaml, by where they are there."""
+    parts = [volume.split(":") for volume in service["volumes"] if volume.startswith("./")]
+    assert all(mode == ["ro"] for _, _, *mode in parts)
+    return {target: source for source, target, *_ in parts}
+
+
+def content(service: dict[str, Any], ending: str) -> Any:
+    """The file of a service's configs whose name there ends so."""
+    (name,) = (each["source"] for each in service["configs"] if each["target"].endswith(ending))
+    return yaml.safe_load(COMPOSE["configs"][name]["content"])
+
+
+def test_what_compose_starts_finds_each_other_and_the_files_of_docs() -> None:
+    services = COMPOSE["services"]
+    server, prometheus, grafana = (services[name] for name in ("server", "prometheus", "grafana"))
+    started = settings(server["command"])
+    assert started.grace < GRACE
+    ports = {name: service["ports"][0].split(":") for name, service in services.items()}
+    assert all(host == "127.0.0.1" for host, _, _ in ports.values())
+    assert started.listen.endswith(f":{ports['server'][2]}")
+    for service in (prometheus, grafana):
+        for source in mounts(service).values():
+            assert (ROOT / source).is_file(), source
+        assert {each["source"] for each in service["configs"]} <= set(COMPOSE["configs"])
+
+    scraped = content(prometheus, "/etc/prometheus/prometheus.yml")
+    (job,) = scraped["scrape_configs"]
+    assert f'job="{job["job_name"]}"' in (ROOT / "docs/alerts.yaml").read_text()
+    assert job["static_configs"] == [{"targets": [f"server:{started.metrics.rpartition(':')[2]}"]}]
+    assert [mounts(prometheus)[rules] for rules in scraped["rule_files"]] == ["./docs/alerts.yaml"]
+
+    (source,) = content(grafana, "/datasources/prometheus.yml")["datasources"]
+    url = urlparse(source["url"])
+    assert (source["type"], url.hostname, str(url.port)) == ("prometheus", "prometheus", ports["prometheus"][2])
+    (folder,) = (each["options"]["path"] for each in content(grafana, "/dashboards/files.yml")["providers"])
+    (board,) = mounts(grafana)
+    assert (mounts(grafana)[board], str(Path(board).parent)) == ("./docs/grafana.json", folder)
+    assert grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"] == board
+
+
+def test_what_is_said_to_install_can_be_installed() -> None:
+    """From a checkout or a wheel: no index has balanced-vae. And README says what each extra is for."""
+    extras = set(PROJECT["optional-dependencies"])
+    folders = [*PACKAGES, "docs", "examples", "benchmarks"]
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]
+    files += [path for name in folders for ending in ("py", "md") for path in (ROOT / name).rglob(f"*.{ending}")]
+    for path in files:
+        text = path.read_text()
+        assert not re.findall(r"balanced[-_]vae\[", text), path
+        for named in re.findall(r"'\.\[([a-z,-]+)\]'", text):
+            assert set(named.split(",")) <= extras, (path, named)
+    table = (ROOT / "README.md").read_text().split("| extra | for |")[1].split("\n\n")[0]
+    assert {
+        name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in row[1:-1].split("`, `")
+    } == extras
+    assert f"balanced_vae-{PROJECT['version']}-py3-none-any.whl" in (ROOT / "README.md").read_text()
 
 
 def test_the_models_licence_is_for_every_embedded_model() -> None:

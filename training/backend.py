@@ -3,16 +3,94 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
+from types import ModuleType
+
+from training.errors import TrainingError
+
+BACKENDS = ("tensorflow", "jax", "torch")
+NVIDIA_DRIVER = Path("/dev/nvidiactl")
+
+# Repeats the lines of its input that do not match; a process, so that what is said before a crash is still said.
+_REPEAT = """
+import re, sys
+for line in sys.stdin.buffer:
+    if not re.match(sys.argv[1].encode(), line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
+
+
+def check() -> None:
+    """See that KERAS_BACKEND, where it is set, names a backend that trains.
+
+    Raises:
+        TrainingError: it names none.
+    """
+    name = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if name not in BACKENDS:
+        raise TrainingError(f"KERAS_BACKEND must be one of {', '.join(BACKENDS)}, or not be set. Received: {name!r}")
 
 
 def set_defaults() -> None:
-    """Set our defaults for the variables that the user has not set.
+    """Set our defaults for the variables that the user has not set, and keep the import of TensorFlow quiet.
 
     Every subpackage that uses Keras calls this in its __init__, which runs before anything in it imports Keras.
     """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Errors alone; and not even these where there is no GPU, since that is the error that is reported.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if NVIDIA_DRIVER.exists() else "3")
     # TensorFlow leaves oneDNN off on processors without AVX-512, where it trains three times faster too.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     # A resumed run must be equal, bit by bit, to one that was never stopped.
     os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())
+
+
+class _Finder(MetaPathFinder):
+    """Finds TensorFlow as Python would, whoever imports it first, and has `_Loader` load it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(fullname) if fullname == "tensorflow" else None
+        if spec and spec.origin:
+            spec.loader = _Loader(fullname, spec.origin)
+        return spec
+
+
+class _Loader(SourceFileLoader):
+    """Loads TensorFlow without the lines that TF_CPP_MIN_LOG_LEVEL asks it to leave out.
+
+    Its libraries log as they are loaded, before they have read that variable.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        # Errors stay at any level: what ends an import says why.
+        unwanted = {"1": "I", "2": "IW", "3": "IW"}.get(os.environ.get("TF_CPP_MIN_LOG_LEVEL", ""))
+        pattern = rf"[{unwanted}]\d{{4}} [\d:.]+ |WARNING: All log messages before absl::InitializeLog"
+        with _without(pattern) if unwanted else nullcontext():
+            super().exec_module(module)
+
+
+@contextmanager
+def _without(pattern: str) -> Iterator[None]:
+    """Leave out lines that begin so of what this process, its libraries included, writes to stderr."""
+    kept = os.dup(2)
+    words = [sys.executable, "-ISc", _REPEAT, pattern]
+    # A session of its own: Ctrl-C is for us, and it ends when we close the pipe.
+    with subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True) as repeater:  # noqa: S603
+        assert repeater.stdin
+        os.dup2(repeater.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

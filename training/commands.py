@@ -9,6 +9,9 @@ import click
 from click.core import ParameterSource
 from click_default_group import DefaultGroup
 
+from training.backend import check
+from training.errors import TrainingError
+
 
 class Group(DefaultGroup):
     """A group whose help shows the options of its default command too: most people who ask for help want those."""
@@ -25,15 +28,24 @@ class Group(DefaultGroup):
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Say in one line which extra a command lacks; decorates the command's function.
+    """Say in one line that KERAS_BACKEND is no backend, or which extra is missing; decorates a command's function.
 
     Raises:
-        click.ClickException: a package could not be imported.
+        click.ClickException: KERAS_BACKEND names no backend, or a package could not be imported.
     """
     try:
+        check()
         yield
+    except TrainingError as error:
+        raise click.ClickException(str(error)) from None
     except ImportError as error:
-        raise click.ClickException(f"{error}; install the extra: pip install 'balanced-vae[{extra}]'") from None
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("jax", "torch"):  # the extra of a backend; TensorFlow is in train
+            extra = missing
+        gpu = " (or jax-gpu)" if extra == "jax" else ""
+        raise click.ClickException(
+            f"{error}; install the extra: pip install '.[{extra}]'{gpu} in the checkout"
+        ) from None
 
 
 def refuse(parameters: tuple[str, ...], why: str) -> None:

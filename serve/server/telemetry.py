@@ -181,7 +181,7 @@ def tracing() -> Span:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
-        raise SettingsError("--otel needs OpenTelemetry: pip install 'balanced-vae[otel]'") from None
+        raise SettingsError("--otel needs OpenTelemetry: pip install '.[otel]' in the checkout") from None
     provider = TracerProvider(resource=Resource.create({"service.name": "serve-vae"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     tracer = provider.get_tracer("serve-vae")

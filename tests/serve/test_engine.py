@@ -82,11 +82,11 @@ def test_a_stream_is_the_range_in_order(engines: list[Engine]) -> None:
 def test_a_device_that_is_not_there_says_what_to_install(smoke_bundle: Path, tmp_path: Path) -> None:
     if NVIDIA_DRIVER.exists():
         pytest.skip("a GPU is there")
-    for device, extra in (("cuda", r"balanced-vae\[gpu\]"), ("tensorrt:1", "tensorrt-cu13")):
+    for device, extra in (("cuda", r"pip install '\.\[gpu\]' in the checkout"), ("tensorrt:1", "tensorrt-cu13")):
         with pytest.raises(EngineError, match=extra):
             Engine(load(smoke_bundle), device=device)
     result = command("sample-cli", "--n", 1, "--out", tmp_path / "x", "--device", "openvino", "--model", smoke_bundle)
-    assert_clear_error(result, "balanced-vae[openvino]", "--device cpu")
+    assert_clear_error(result, "pip install '.[openvino]' in the checkout", "--device cpu")
 
 
 # Devices and their options.

@@ -33,8 +33,8 @@ class Authority:
         self.ca = folder / "ca.pem"
         self._ca.cert_pem.write_to_path(str(self.ca))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        issued = self._ca.issue_cert("127.0.0.1", "localhost")
+    def issue(self, name: str, host: str = "127.0.0.1") -> tuple[Path, Path]:
+        issued = self._ca.issue_cert("localhost", host)
         cert, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         issued.private_key_pem.write_to_path(str(key))
         cert.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
@@ -86,13 +86,17 @@ def test_tls_and_a_certificate_that_is_renewed(smoke_bundle: Path, authority: Au
 def test_mutual_tls_asks_for_a_certificate_of_the_authority(
     smoke_bundle: Path, authority: Authority, tmp_path: Path
 ) -> None:
-    cert, key = authority.issue("server")
+    host = f"127.{os.getpid() >> 8 & 255}.{os.getpid() & 255}.8"  # one of many that nobody else listens on
+    cert, key = authority.issue("server", host)
     mine, my_key = authority.issue("client")
     (tmp_path / "other").mkdir()
     stranger = Authority(tmp_path / "other")
     theirs, their_key = stranger.issue("stranger")
-    words = ("--model", smoke_bundle, "--tls-cert", cert, "--tls-key", key, "--tls-client-ca", authority.ca)
-    with serving(*words) as (address, _):
+    words = ("--model", smoke_bundle, "--listen", f"{host}:8470", "--tls-cert", cert)
+    variables = {"SERVE_VAE_TLS_KEY": str(key), "SERVE_VAE_TLS_CLIENT_CA": str(authority.ca)}
+    with serving(*words, **variables) as (address, process):
+        health = command("python", "-m", "serve.healthcheck", "--pid", process.pid)
+        assert (health.returncode, health.stderr) == (0, f"{address}: SERVING\n")
         with Client(address, Options(ca=authority.ca, cert=mine, key=my_key)) as client:
             assert len(client.model().sample(0, 0, 3)) == 3
         for options, words in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -123,6 +124,11 @@ def test_health_by_service(server: str) -> None:
     check = [BIN / "python", "-m", "serve.healthcheck"]
     assert subprocess.run([*check, server]).returncode == 0
     assert subprocess.run([*check, "127.0.0.1:1"], stderr=subprocess.PIPE).returncode == 1
+    # Of a process: this one is no server, and that one is not there.
+    assert_clear_error(
+        command("python", "-m", "serve.healthcheck", "--pid", os.getpid()), "takes a serve-vae's process"
+    )
+    assert_clear_error(command("python", "-m", "serve.healthcheck", "--pid", 2**22), "cannot look at process 4194304")
 
 
 def test_a_foreign_client_finds_its_way_by_reflection(server: str, smoke_bundle: Path) -> None:

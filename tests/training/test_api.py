@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +35,32 @@ def test_whichever_room_comes_first_sets_what_keras_reads(room: str) -> None:
         "assert os.environ['TF_ENABLE_ONEDNN_OPTS'] == '0'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tensorflow_is_loaded_without_its_notes_and_with_its_errors(tmp_path: Path) -> None:
+    """A stand-in logs as TensorFlow's libraries do as they are loaded, and crashes as they do on an old processor."""
+    (tmp_path / "tensorflow.py").write_text(
+        "import os, sys\n"
+        "os.write(2, b'WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n')\n"
+        "os.write(2, b'I0000 00:00:1795641342.559776   11726 port.cc:153] oneDNN custom operations are on.\\n')\n"
+        "os.write(2, b'W0000 00:00:1795641342.560185   11726 one.cc:31] a warning\\n')\n"
+        "os.write(2, b'E0000 00:00:1795641342.560185   11726 one.cc:32] an error\\n')\n"
+        "print('of Python', file=sys.stderr, flush=True)\n"
+        "os.write(2, b'F0000 00:00:1795641342.560185   11726 one.cc:33] no AVX')\n"
+        "os.abort()\n"
+    )
+    said = {}
+    for level in ("", "0", "1"):
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+        environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
+        code = "import training.model, tensorflow"
+        full = environment | ({"TF_CPP_MIN_LOG_LEVEL": level} if level else {})
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=full)
+        assert result.returncode == -signal.SIGABRT
+        said[level] = [line.split("] ")[-1] for line in result.stderr.splitlines()]
+    assert said[""] == ["an error", "of Python", "no AVX"]
+    assert said["1"] == ["a warning", "an error", "of Python", "no AVX"]
+    assert len(said["0"]) == 6
 
 
 def test_every_public_name_is_there() -> None:

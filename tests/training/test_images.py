@@ -220,6 +220,8 @@ def test_cifar10s_binary_files(tmp_path: Path) -> None:
     assert np.array_equal(load_data(tmp_path, recipe("cifar10")).train.images, images)
     with pytest.raises(DataError, match="--recipe cifar10"):
         load_data(tmp_path, SMOKE)
+    with pytest.raises(DataError, match=r"recipe rae-gp-celeba wants 64x64 .*: pass --recipe rae-gp-cifar10$"):
+        load_data(tmp_path, recipe("rae-gp-celeba"))
     with (tmp_path / "data_batch_2.bin").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="no multiple of 3073"):

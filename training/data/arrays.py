@@ -21,6 +21,7 @@ from training.data.images import box, to_array, why
 from training.data.splits import SPLITS
 from training.errors import DataError
 from training.recipe import Recipe
+from training.recipes import RECIPES
 from training.types import UInt8Array
 
 CIFAR_SIDE = 32
@@ -140,9 +141,12 @@ def find(path: Path, names: list[str], recipe: Recipe, cache: Cache) -> Arrays |
 
 def _cifar10(batches: list[Path], tests: list[Path], recipe: Recipe, cache: Cache) -> Arrays:
     if (recipe.side, recipe.channels) != (CIFAR_SIDE, 3):
+        counterpart = recipe.name.replace("celeba", "cifar10")
+        if "cifar10" not in counterpart or counterpart not in RECIPES:
+            counterpart = "cifar10"
         raise DataError(
-            f"CIFAR-10's files hold 32x32 colour pictures; recipe {recipe.name} wants "
-            f"{recipe.side}x{recipe.side} with {recipe.channels} channels: pass --recipe cifar10"
+            f"CIFAR-10's files hold 32x32 colour pictures; recipe {recipe.name} wants {recipe.side}x{recipe.side} with "
+            f"{recipe.channels} channels: pass --recipe {counterpart}"
         )
 
     def read() -> dict[str, UInt8Array]:

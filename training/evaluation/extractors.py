@@ -82,7 +82,7 @@ class OnnxExtractor(Extractor):
         try:
             import onnxruntime
         except ImportError:
-            raise DataError("--features runs on ONNX Runtime: pip install 'balanced-vae[cpu]' (or gpu)") from None
+            raise DataError("--features runs on ONNX Runtime: pip install '.[cpu]' (or gpu) in the checkout") from None
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         providers: list[Any] = ["CPUExecutionProvider"]

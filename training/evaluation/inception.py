@@ -41,7 +41,7 @@ class Inception(Extractor):
         try:
             import tensorflow as tf
         except ImportError:
-            raise DataError("--inception runs on TensorFlow: pip install 'balanced-vae[train]'") from None
+            raise DataError("--inception runs on TensorFlow: pip install '.[train]' in the checkout") from None
 
         graph = tf.compat.v1.GraphDef()
 
