@@ -20,7 +20,6 @@ RESIZES = ("nearest", "bilinear", "bicubic", "lanczos", "box")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FIRST_STAGES = ("vae", "ae", "rae-l2", "rae-gp", "rae-sn")
 BALANCES = ("computed", "learned", "fixed", "annealed")
-STARTS = ("one", "first", "mean")
 PRIORS = ("second-stage", "gaussian", "gmm")
 BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")  # the first that a run has is its default
 
@@ -130,15 +129,6 @@ class Recipe:
         counts=_COMPUTED,
     )
     balance_minimum: bool = setting(True, "balance", "", "whether gamma may only fall", counts=_COMPUTED)
-    balance_start: str = setting(
-        "one",
-        "balance",
-        "",
-        "where the running error begins: at 1 as in the paper, at the first minibatch's, or as the plain mean of the "
-        "first ones",
-        choices=STARTS,
-        counts=_COMPUTED,
-    )
     gamma: float = setting(1.0, "balance", "deviations", "stage 1's gamma where it is held", counts=_GAMMA)
     gamma2: float = setting(1.0, "balance", "deviations", "stage 2's gamma where it is held", counts=_GAMMA2)
     anneal_epochs: int = setting(

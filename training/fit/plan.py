@@ -36,6 +36,7 @@ SHARE = 0.78  # of the time that is for stage 1; stage 2 has the rest, less what
 OVERHEAD = 45.0  # seconds to start, compile and draw
 SHORT = 800  # steps of the narrowest network below which the pictures are made smaller
 PASSES, LEAST = 600, 2000  # over the pictures at most, but no fewer steps than these
+FEW_STEPS, MOMENTUM, QUICK_MOMENTUM = 1000, 0.99, 0.95  # the balance has to arrive within a run: benchmarks/balance.py
 TIMED = 2.0  # seconds of steps that are timed
 
 # What the networks' shapes depend on: a warm start takes these from the run that it starts from.
@@ -128,13 +129,14 @@ def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: R
     steps2 = min(
         int(budget * (1 - SHARE) / seconds2), max(10 * PASSES * count // second_schedule(chosen, count).size, LEAST)
     )
-    lengths: dict[str, Any] = {
+    decided: dict[str, Any] = {
+        "balance_momentum": MOMENTUM if like is None and steps >= FEW_STEPS else QUICK_MOMENTUM,
         "epoch_steps": max(1, steps // chosen.epochs),
         "halve_every": max(1, chosen.epochs // 3),
         "epoch_steps2": max(1, steps2 // chosen.epochs2),
         "halve_every2": max(1, chosen.epochs2 // 3),
     }
-    chosen = replace(chosen, **{key: value for key, value in lengths.items() if key not in given})
+    chosen = replace(chosen, **{key: value for key, value in decided.items() if key not in given})
     return Plan(chosen, count, (weights, weights2), memory, (took, steps2 * seconds2))
 
 

@@ -46,43 +46,25 @@ class Computed(Balance):
     m <- min(m, momentum * m + (1 - momentum) * mse) at every minibatch, from m = 1; gamma = sqrt(m).
     No gradient flows through m, and m never rises.
 
-    From 1 the running mean takes some hundred minibatches to arrive at the error. A run of few can begin nearer.
-
     Args:
         momentum: Weight of the past in the running mean.
         minimum: Whether m may only fall. Otherwise it is the running mean itself.
-        start: Where the running mean begins: "one", as in the paper; "first", the first minibatch's error; or "mean",
-            the plain mean of the errors, until they are so many that the momentum weighs the past as much.
     """
 
-    def __init__(self, momentum: float = 0.99, minimum: bool = True, start: str = "one") -> None:
+    def __init__(self, momentum: float = 0.99, minimum: bool = True) -> None:
         super().__init__()
         self.momentum = momentum
         self.minimum = minimum
-        self.start = start
 
     def build(self, shape: Any) -> None:
-        """Create m, and the count of minibatches where the start depends on it."""
-        options: dict[str, Any] = {"shape": (), "trainable": False, "aggregation": "mean"}
-        self.m = self.add_weight(name="m", initializer="ones", **options)
-        if self.start != "one":
-            self.seen = self.add_weight(name="seen", initializer="zeros", **options)
+        """Create m."""
+        self.m = self.add_weight(name="m", shape=(), initializer="ones", trainable=False, aggregation="mean")
 
     def gamma(self, mse: Any, training: bool) -> Any:
         if training:
-            rate = self._rate()
-            running = (1 - rate) * self.m + rate * ops.stop_gradient(mse)
+            running = self.momentum * self.m + (1 - self.momentum) * ops.stop_gradient(mse)
             self.m.assign(ops.minimum(self.m, running) if self.minimum else running)
         return ops.sqrt(self.m)
-
-    def _rate(self) -> Any:
-        """Return the weight of this minibatch's error, and count it."""
-        if self.start == "one":
-            return 1 - self.momentum
-        self.seen.assign(self.seen + 1)
-        if self.start == "first":
-            return ops.where(self.seen > 1, 1 - self.momentum, 1.0)
-        return ops.maximum(1 - self.momentum, 1 / self.seen)
 
 
 class Learned(Balance):
@@ -138,7 +120,7 @@ def policy(recipe: Recipe, stage: int, steps: int) -> Balance:
     """Return the recipe's policy of a stage; `steps` is the number of minibatches an epoch."""
     name, gamma = (recipe.balance, recipe.gamma) if stage == 1 else (recipe.balance2, recipe.gamma2)
     if name == "computed":
-        return Computed(recipe.balance_momentum, recipe.balance_minimum, recipe.balance_start)
+        return Computed(recipe.balance_momentum, recipe.balance_minimum)
     if name == "learned":
         return Learned()
     if name == "fixed":

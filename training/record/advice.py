@@ -46,7 +46,7 @@ def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
     times = last["gamma"] / last["mse"] ** 0.5
     return (
         f"gamma {last['gamma']:.2g} is {times:.1f} times the root of the error: the balance has not arrived, and the "
-        f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or balance_start=mean"
+        f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or balance_momentum=.95"
     )
 
 
