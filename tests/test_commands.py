@@ -17,15 +17,8 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import BIN, assert_clear_error, command
+from tests.conftest import BIN, HOMES, assert_clear_error, command
 
-HOMES = {
-    "train-vae": "training.cli",
-    "evaluate-vae": "training.evaluation.cli",
-    "export-onnx": "export.cli",
-    "serve-vae": "serve.server.cli",
-    "sample-cli": "serve.sample_cli",
-}
 HEAVY = ("tensorflow", "keras", "onnxruntime", "onnx", "grpc", "numpy", "rich", "matplotlib", "sklearn", "scipy")
 
 

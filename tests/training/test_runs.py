@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import BIN, assert_clear_error, command, last_line
+from tests.conftest import BIN, assert_clear_error, command, inside, last_line
 
 LONG = ("--set", "epochs=12", "--set", "epochs2=1")
 
@@ -57,9 +57,7 @@ def test_a_run_directory(smoke_run: Path) -> None:
 
 def test_dry_run_prints_the_recipe_and_writes_nothing(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = command(
-        "train-vae", "--recipe", "faces", "--data", pictures, "--out", out, "--set", "lr=0.01", "--dry-run"
-    )
+    result = inside("train-vae", "--recipe", "faces", "--data", pictures, "--out", out, "--set", "lr=0.01", "--dry-run")
     assert result.returncode == 0, result.stderr
     assert "lr = 0.01" in result.stdout
     assert "pictures: 48 train; 0 broken, 0 ignored" in result.stderr
@@ -188,7 +186,7 @@ def test_the_balances_state_survives_a_checkpoint(tmp_path: Path) -> None:
 def test_training_that_blows_up_says_what_did_and_keeps_the_last_checkpoint(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, "--save-every", 0)
-    result = command(*words, "--set", "lr=1e18")
+    result = inside(*words, "--set", "lr=1e18")
     assert_clear_error(result, "stage 1 diverged in epoch", "stopped being finite", "is kept", "lower lr")
     assert any(term in last_line(result) for term in ("mse", "kl", "the weight"))
     with np.load(out / "state" / "stage1.npz") as state:
@@ -213,7 +211,7 @@ def test_two_processes_cannot_train_in_one_directory(pictures: Path, tmp_path: P
 
 def test_validation_pictures_are_held_back_and_measured(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, "--set", "validation=0.3")
+    result = inside("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, "--set", "validation=0.3")
     assert result.returncode == 0, result.stderr
     assert "validation" in result.stderr
     first, second = (record for record in records(out) if record["stage"] == 1)
@@ -226,7 +224,7 @@ def test_snapshots_are_kept_where_the_recipe_asks(pictures: Path, tmp_path: Path
 
     out = tmp_path / "run"
     settings = ("--set", "epochs=4", "--set", "snapshot_every=2", "--set", "first_stage=rae-sn")
-    assert command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *settings).returncode == 0
+    assert inside("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *settings).returncode == 0
     assert sorted(path.name for path in (out / "snapshots").iterdir()) == ["stage1-0002.keras", "stage1-0004.keras"]
     last, end = (keras.models.load_model(path) for path in (out / "snapshots/stage1-0004.keras", out / "stage1.keras"))
     for one, two in zip(last.get_weights(), end.get_weights(), strict=True):
@@ -255,7 +253,7 @@ def test_mixed_precision_is_stage_1s_alone(pictures: Path, tmp_path: Path) -> No
 
     out = tmp_path / "run"
     settings = ("--set", "precision=mixed_bfloat16", "--set", "priors=gmm,second-stage")
-    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *settings)
+    result = inside("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *settings)
     assert result.returncode == 0, result.stderr
     first = [record for record in records(out) if record["stage"] == 1]
     assert first[-1]["mse"] < first[0]["mse"]
@@ -263,20 +261,20 @@ def test_mixed_precision_is_stage_1s_alone(pictures: Path, tmp_path: Path) -> No
         model = keras.models.load_model(out / f"{name}.keras", compile=False)
         assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}, name
     for prior in ("gmm", "second-stage"):
-        result = command("export-onnx", out, "--prior", prior, "--out", tmp_path / f"{prior}.onnx")
+        result = inside("export-onnx", out, "--prior", prior, "--out", tmp_path / f"{prior}.onnx")
         assert result.returncode == 0, result.stderr
 
 
 def test_a_run_directory_belongs_to_one_recipe_and_one_folder(smoke_run: Path, pictures: Path, tmp_path: Path) -> None:
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out")
-    assert_clear_error(command(*words, smoke_run, "--set", "lr=0.5"), "lr is 0.001 there and 0.5 here")
+    assert_clear_error(inside(*words, smoke_run, "--set", "lr=0.5"), "lr is 0.001 there and 0.5 here")
     other = tmp_path / "other"
     other.mkdir()
     for path in sorted(pictures.iterdir())[:5]:
         (other / path.name).write_bytes(path.read_bytes())
-    assert_clear_error(command("train-vae", "--recipe", "smoke", "--data", other, "--out", smoke_run), "other pictures")
-    assert_clear_error(command(*words, other), "new folder")
-    assert "trained" in command(*words, smoke_run).stderr  # a finished run has nothing left to do
+    assert_clear_error(inside("train-vae", "--recipe", "smoke", "--data", other, "--out", smoke_run), "other pictures")
+    assert_clear_error(inside(*words, other), "new folder")
+    assert "trained" in inside(*words, smoke_run).stderr  # a finished run has nothing left to do
 
 
 def test_a_checkpoint_of_another_recipe_is_one_line(pictures: Path, smoke_run: Path, tmp_path: Path) -> None:
@@ -297,12 +295,12 @@ def test_a_checkpoint_of_another_recipe_is_one_line(pictures: Path, smoke_run: P
 
 def test_a_damaged_state_is_one_line(pictures: Path, tmp_path: Path) -> None:
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
-    assert command(*words, "--dry-run").returncode == 0
+    assert inside(*words, "--dry-run").returncode == 0
     state = tmp_path / "run" / "state"
-    assert command(*words).returncode == 0
+    assert inside(*words).returncode == 0
     (tmp_path / "run" / "stage1.keras").unlink()
     (state / "stage1.npz").write_bytes(b"PK\x03\x04 cut")
-    assert_clear_error(command(*words), "cannot resume from", "stage1.npz", "delete it")
+    assert_clear_error(inside(*words), "cannot resume from", "stage1.npz", "delete it")
 
 
 def test_a_full_disk_is_one_line_and_what_was_there_stays(pictures: Path, tmp_path: Path) -> None:
@@ -334,7 +332,7 @@ def test_data_that_can_no_longer_be_read_is_what_the_error_names(tmp_path: Path)
 def test_a_folder_that_cannot_be_written_to_is_what_the_error_names(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     words = ("--recipe", "smoke", "--data", pictures, "--out", tmp_path / "file" / "run")
-    assert_clear_error(command("train-vae", *words), f"cannot write to {tmp_path / 'file' / 'run'}: ")
+    assert_clear_error(inside("train-vae", *words), f"cannot write to {tmp_path / 'file' / 'run'}: ")
 
 
 @pytest.mark.parametrize(
@@ -350,6 +348,6 @@ def test_a_folder_that_cannot_be_written_to_is_what_the_error_names(pictures: Pa
     ],
 )
 def test_usage_errors(words: tuple[str, ...], wanted: str, pictures: Path, tmp_path: Path) -> None:
-    result = command("train-vae", *words, "--data", pictures, "--out", tmp_path / "run")
+    result = inside("train-vae", *words, "--data", pictures, "--out", tmp_path / "run")
     assert_clear_error(result, wanted, code=2)
     assert not (tmp_path / "run").exists()

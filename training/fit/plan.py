@@ -9,7 +9,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: R
     budget = max(minutes * 60 - OVERHEAD, 10.0)
 
     seconds, weights = _first(drafted, count)
-    chosen = _chosen(drafted, seconds, budget * SHARE, count, given)
+    chosen = fitted(drafted, seconds, budget * SHARE, count, given)
     if chosen != drafted:
         seconds, weights = _first(chosen, count)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -169,11 +169,21 @@ def _scales(side: int) -> int:
     return max(2, side.bit_length() - 3)
 
 
-def _chosen(drafted: Recipe, seconds: float, budget: float, count: int, given: list[str]) -> Recipe:
-    """Return the draft with the widest network that has steps enough for so many pictures within the time."""
-    wanted = min(20_000, max(LEAST, 3000 * (count / 700) ** 0.35))
+def fitted(drafted: Recipe, seconds: float, budget: float, count: int, given: Collection[str]) -> Recipe:
+    """Return a draft with the widest network that has steps enough for so many pictures within the time.
+
+    Where even the narrowest has far too few, pictures are made smaller.
+
+    Args:
+        drafted: A recipe; what is given is not changed.
+        seconds: That a step of it takes.
+        budget: Seconds for all steps.
+        count: Pictures.
+        given: Names of settings.
+    """
     if "base_dim" in given:
         return drafted
+    wanted = min(20_000, max(LEAST, 3000 * (count / 700) ** 0.35))
 
     def steps(base_dim: int) -> float:
         return budget / (seconds * float((base_dim / drafted.base_dim) ** GROWTH))
@@ -183,7 +193,7 @@ def _chosen(drafted: Recipe, seconds: float, budget: float, count: int, given: l
         smaller = replace(drafted, side=drafted.side // 2)
         if "num_scale" not in given:
             smaller = replace(smaller, num_scale=_scales(smaller.side))
-        return _chosen(smaller, seconds / 4, budget, count, given)
+        return fitted(smaller, seconds / 4, budget, count, given)
     return replace(drafted, base_dim=max(affordable, default=WIDTHS[0]))
 
 

@@ -1,0 +1,72 @@
+"""What is wrong with a run is said by rule: each is brought about in the records that it reads."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+from typing import Any
+
+import pytest
+
+from training.record import advice
+from training.record.advice import AT_END, Rule
+from training.record.stage import Schedule
+
+LONG = Schedule(1, 3200, 20, 32, 1e-3, 5, seed=0)
+GOOD = {"stage": 1, "mse": 0.01, "kl": 50.0, "gamma": 0.11, "active": 60, "latents": 64, "variance_law": 0.95}
+
+
+def records(epochs: int = 20, **changes: Any) -> list[dict[str, Any]]:
+    """Records of a stage; a change is a value, or one for each epoch."""
+    made = []
+    for epoch in range(epochs):
+        each = {key: value[epoch] if isinstance(value, list) else value for key, value in changes.items()}
+        made.append({**GOOD, "epoch": epoch + 1, "lr": LONG.rate(epoch), **each})
+    return made
+
+
+def test_a_good_run_is_left_in_peace() -> None:
+    falling = [0.03 * 0.7**epoch + 0.01 for epoch in range(20)]
+    roots = [1.1 * error**0.5 for error in falling]
+    good = records(mse=falling, gamma=roots, validation_mse=[error * 1.2 for error in falling])
+    assert [rule(LONG, good) for rule in AT_END] == [""] * len(AT_END)
+    assert [rule(LONG, good[:1]) for rule in AT_END] == [""] * len(AT_END)
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen", "said", "remedy"),
+    [
+        (advice.balance_behind, {"gamma": 0.2}, "gamma 0.2 is 2.0 times the root of the error", "balance_momentum=.95"),
+        (advice.few_active, {"active": 7}, "only 7 of 64 latents are active", "kl_weight"),
+        (advice.law_broken, {"variance_law": 0.4}, "total variance is 0.40 where 1 is expected", "raise kl_weight"),
+        (advice.law_broken, {"variance_law": 2.0}, "total variance is 2.00", "lower lr"),
+        (
+            advice.by_heart,
+            {"validation_mse": [0.02 - 0.001 * min(epoch, 9) + 0.001 * max(0, epoch - 9) for epoch in range(20)]},
+            "91% above its lowest, of epoch 10: pictures are learned by heart",
+            "more pictures",
+        ),
+        (
+            advice.slowed_too_soon,
+            {"mse": [0.1 * 0.9**epoch for epoch in range(20)]},
+            "still fell by 41% in the last quarter",
+            "raise halve_every and epochs",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_setting_to_change(
+    rule: Rule, seen: dict[str, Any], said: str, remedy: str
+) -> None:
+    text = rule(LONG, records(**seen))
+    assert said in text
+    assert remedy in text
+    assert "\n" not in text
+
+
+def test_steps_count_and_not_epochs() -> None:
+    short = Schedule(1, 700, 60, 200, 4e-4, 24, seed=0)  # 700 pictures as the recipe faces takes them
+    assert advice.few_steps(short, records()).startswith("180 steps are few")
+    assert "lower batch (200)" in advice.few_steps(short, records())
+    assert advice.few_steps(Schedule(1, 700, 60, 32, 4e-4, 24, seed=0), records()) == ""
