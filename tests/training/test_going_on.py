@@ -20,7 +20,7 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, in a folder that another start had before, in vain."""
     out = tmp_path_factory.mktemp("going-on") / "run"
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out)
-    failed = inside(*words, "--set", "lr=1e18")
+    failed = inside(*words, "--set", "lr=1e18", "--save-every", 10_000)
     assert_clear_error(failed, "none was saved", "Train anew with a lower lr")
     assert (out / "config.json").exists()
     result = inside(*words)  # what was advised is not refused, as nothing was trained
@@ -37,7 +37,7 @@ def test_another_prior_trains_nothing_again(run: Path, pictures: Path) -> None:
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", run)
     result = inside(*words, "--set", "priors=gmm", "--set", "gmm_components=2")
     assert result.returncode == 0, result.stderr
-    assert "epoch" not in result.stderr
+    assert "epoch 1/" not in result.stderr
     assert (run / "prior-gmm.keras").exists()
     assert (run / "samples" / "gmm.png").exists()
     assert before == [(run / name).stat().st_mtime_ns for name in ("stage1.keras", "stage2.keras")]
@@ -54,8 +54,7 @@ def test_another_prior_trains_nothing_again(run: Path, pictures: Path) -> None:
     ],
 )
 def test_what_cannot_change_is_named(setting: str, wanted: str, run: Path, pictures: Path) -> None:
-    words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", run, "--set", setting)
-    assert_clear_error(inside(*words), wanted)
+    assert_clear_error(inside("train-vae", "--data", pictures, "--out", run, "--set", setting), wanted)
 
 
 def test_more_epochs_are_the_same_as_if_there_had_been_so_many(run: Path, pictures: Path, tmp_path: Path) -> None:
