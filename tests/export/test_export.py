@@ -31,7 +31,7 @@ from serve.bundle import load
 from serve.card import Card
 from serve.engine import Engine
 from serve.noise import draw
-from tests.conftest import assert_clear_error, command
+from tests.conftest import assert_clear_error, command, inside
 from training.errors import RunError
 from training.evaluation.cli import main as evaluate_vae
 from training.evaluation.compare import read
@@ -284,17 +284,17 @@ def test_the_same_run_gives_the_same_bytes(smoke_run: Path, smoke_bundle: Path, 
 
 
 def test_diff_says_how_far_apart(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
-    result = command("export-onnx", "diff", smoke_bundle, smoke_bundle, "--count", 50)
+    result = inside("export-onnx", "diff", smoke_bundle, smoke_bundle, "--count", 50)
     assert result.returncode == 0
     assert "byte for byte" in result.stdout
     other = tmp_path / "other.onnx"
-    assert command("export-onnx", smoke_run, "--out", other, "--normalise", "none").returncode == 0
-    result = command("export-onnx", "diff", smoke_bundle, other, "--count", 50, "--json")
+    assert inside("export-onnx", smoke_run, "--out", other, "--normalise", "none").returncode == 0
+    result = inside("export-onnx", "diff", smoke_bundle, other, "--count", 50, "--json")
     assert result.returncode == 1
     found = json.loads(result.stdout)
     assert found["worst"] > 1
     assert found["samples"] == 50
-    assert_clear_error(command("export-onnx", "diff", smoke_bundle, smoke_run / "config.json"), "not a model of ours")
+    assert_clear_error(inside("export-onnx", "diff", smoke_bundle, smoke_run / "config.json"), "not a model of ours")
 
 
 def test_a_normalisations_card() -> None:
@@ -322,9 +322,9 @@ def test_what_no_card_may_say_is_one_line_and_leaves_nothing(smoke_run: Path, tm
         ("--licence", "two\nlines", "licence must be one line"),
         ("--notes", "\u00e9" * 10_000 + "\u00e9" * 2000, "10000 characters"),
     ):
-        assert_clear_error(command("export-onnx", smoke_run, "--out", out, option, value), words)
-    assert_clear_error(command("export-onnx", smoke_run, "--out", out, "--name", "a/b"), "letters, digits", code=2)
-    several = command(
+        assert_clear_error(inside("export-onnx", smoke_run, "--out", out, option, value), words)
+    assert_clear_error(inside("export-onnx", smoke_run, "--out", out, "--name", "a/b"), "letters, digits", code=2)
+    several = inside(
         "export-onnx", smoke_run, "--out", out, "--name", "x" * 64, "--precision", "fp32", "--precision", "int8"
     )
     assert_clear_error(several, "at most 64")
@@ -359,23 +359,23 @@ def test_a_prior_that_the_run_lacks_is_told_with_those_that_it_has(smoke_run: Pa
 
 def test_bad_input_is_one_line_and_leaves_nothing(smoke_run: Path, smoke_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.onnx"
-    assert_clear_error(command("export-onnx", tmp_path / "absent", "--out", out), "not a run directory", code=2)
-    assert_clear_error(command("export-onnx", tmp_path, "--out", out), "not a finished run")
-    assert_clear_error(command("export-onnx", smoke_run, "--out", smoke_bundle), "--force", code=2)
-    assert_clear_error(command("export-onnx", smoke_run, "--out", tmp_path / "no" / "x.onnx"), "make it first", code=2)
+    assert_clear_error(inside("export-onnx", tmp_path / "absent", "--out", out), "not a run directory", code=2)
+    assert_clear_error(inside("export-onnx", tmp_path, "--out", out), "not a finished run")
+    assert_clear_error(inside("export-onnx", smoke_run, "--out", smoke_bundle), "--force", code=2)
+    assert_clear_error(inside("export-onnx", smoke_run, "--out", tmp_path / "no" / "x.onnx"), "make it first", code=2)
 
     broken = tmp_path / "broken"
     shutil.copytree(smoke_run, broken)
     (broken / "stage2.keras").unlink()
-    assert_clear_error(command("export-onnx", broken, "--out", out), "has no stage2.keras")
+    assert_clear_error(inside("export-onnx", broken, "--out", out), "has no stage2.keras")
     (broken / "stage1.keras").write_bytes(b"cut")
-    assert_clear_error(command("export-onnx", broken, "--out", out), "stage1.keras")
+    assert_clear_error(inside("export-onnx", broken, "--out", out), "stage1.keras")
     config = json.loads((broken / "config.json").read_text())
     config["recipe"]["new_setting"] = 1
     (broken / "config.json").write_text(json.dumps(config))
-    assert_clear_error(command("export-onnx", broken, "--out", out), "another version", "new_setting")
-    several = command("export-onnx", smoke_bundle, "--out", out, "--precision", "int8", "--prior", "normal")
+    assert_clear_error(inside("export-onnx", broken, "--out", out), "another version", "new_setting")
+    several = inside("export-onnx", smoke_bundle, "--out", out, "--precision", "int8", "--prior", "normal")
     assert_clear_error(several, "--prior is settled in a bundle", code=2)
-    assert_clear_error(command("export-onnx", smoke_run, "--out", out, "--features", out), "--reference", code=2)
-    assert_clear_error(command("export-onnx", broken / "config.json", "--out", out), "not a model of ours")
+    assert_clear_error(inside("export-onnx", smoke_run, "--out", out, "--features", out), "--reference", code=2)
+    assert_clear_error(inside("export-onnx", broken / "config.json", "--out", out), "not a model of ours")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]

@@ -14,7 +14,7 @@ import pytest
 from export.bundles.inspect import inspect, render
 from serve.bundle import Bundle, check, load
 from serve.card import Card
-from tests.conftest import assert_clear_error, command
+from tests.conftest import assert_clear_error, inside
 
 CARD = Card("tiny", (4, 4, 3), 5, 5, "normal", {"mode": "none"}, "fp32", {"name": "none"})
 
@@ -134,7 +134,7 @@ def test_what_is_not_known_is_not_guessed() -> None:
 def test_the_embedded_faces(precision: str) -> None:
     from serve.bundle import EMBEDDED
 
-    result = command("export-onnx", "inspect", EMBEDDED[precision], "--json")
+    result = inside("export-onnx", "inspect", EMBEDDED[precision], "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     made = load(EMBEDDED[precision])
@@ -150,7 +150,7 @@ def test_the_embedded_faces(precision: str) -> None:
     places += sum(2 * square * (4 * 2**at) ** 2 for at, square in enumerate(squares[1:])) + 9 * 24 * 3 * 64**2
     multiplications = 2 * (dense + places)
     assert multiplications <= found["flops"] <= 1.05 * multiplications
-    text = command("export-onnx", "inspect", EMBEDDED[precision]).stdout
+    text = inside("export-onnx", "inspect", EMBEDDED[precision]).stdout
     for word in ("64x64x3", made.digest, "non-commercial", "verified", f"{found['parameters']:,}"):
         assert word in text
 
@@ -170,7 +170,7 @@ def test_a_graph_that_is_none_is_said_in_one_line(
     del model.graph.node[:]
     model.graph.node.extend(onnx.helper.make_node(*node) for node in nodes)
     onnx.save(model, tmp_path / "none.onnx")
-    assert_clear_error(command("export-onnx", "inspect", tmp_path / "none.onnx"), "cannot be read", why)
+    assert_clear_error(inside("export-onnx", "inspect", tmp_path / "none.onnx"), "cannot be read", why)
 
 
 def test_what_cannot_be_inferred_is_unknown(smoke_bundle: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_cannot_be_inferred_is_unknown(smoke_bundle: Path, tmp_path: Path) 
     ):
         model.graph.node.append(onnx.helper.make_node(kind, inputs, [output], **more))
     onnx.save(model, tmp_path / "odd.onnx")
-    result = command("export-onnx", "inspect", tmp_path / "odd.onnx")
+    result = inside("export-onnx", "inspect", tmp_path / "odd.onnx")
     assert result.returncode == 0, result.stderr
     assert "unknown GFLOP" in result.stdout
     assert "Traceback" not in result.stderr

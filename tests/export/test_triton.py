@@ -16,7 +16,7 @@ from export.errors import ExportError
 from serve.bundle import Bundle, load
 from serve.errors import BundleError
 from serve.stubs.onnx.v1 import model_pb2 as onnx
-from tests.conftest import assert_clear_error, command
+from tests.conftest import assert_clear_error, inside
 
 
 @pytest.fixture
@@ -126,10 +126,10 @@ def test_models_are_replaced_when_told_only(bundle: Bundle, tmp_path: Path) -> N
 
 def test_the_command_writes_one(smoke_bundle: Path, tmp_path: Path) -> None:
     words = ["export-onnx", smoke_bundle, "--out", tmp_path / "m.onnx", "--triton-repository", tmp_path / "models"]
-    result = command(*words)
+    result = inside(*words)
     assert result.returncode == 0, result.stderr
     model = tmp_path / "models" / "m" / "1" / "model.onnx"
     assert model.read_bytes() == (tmp_path / "m.onnx").read_bytes()
     (tmp_path / "m.onnx").unlink()
-    assert_clear_error(command(*words), "--force")
+    assert_clear_error(inside(*words), "--force")
     assert not (tmp_path / "m.onnx").exists()

@@ -52,7 +52,7 @@ def test_a_good_run_is_left_in_peace() -> None:
             advice.slowed_too_soon,
             {"mse": [0.1 * 0.9**epoch for epoch in range(20)]},
             "still fell by 41% in the last quarter",
-            "raise halve_every and epochs",
+            "raise halve_every and epochs, or give it more --minutes",
         ),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from serve.encoding import contact_sheet
-from tests.conftest import assert_clear_error, command, draw_faces
+from tests.conftest import assert_clear_error, draw_faces, inside
 from training.data import images as decoding
 from training.data.dataset import load_data
 from training.errors import DataError
@@ -121,7 +121,7 @@ BROKEN = {
 def test_a_broken_picture_stops_training_before_it_begins(reason: str, tmp_path: Path) -> None:
     data = draw_faces(tmp_path / "data", 3)
     BROKEN[reason](data / "999.png")
-    result = command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
+    result = inside("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
     assert_clear_error(result, "999.png", reason, "--skip-unreadable")
     assert not (tmp_path / "run").exists()
     dataset = load_data(data, SMOKE, skip_unreadable=True).train
@@ -196,7 +196,7 @@ def test_heic_is_read_with_that_extra(tmp_path: Path) -> None:
 
 def test_folders_without_pictures(tmp_path: Path) -> None:
     def train(data: Path) -> object:
-        return command("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
+        return inside("train-vae", "--recipe", "smoke", "--data", data, "--out", tmp_path / "run")
 
     empty = tmp_path / "empty"
     empty.mkdir()

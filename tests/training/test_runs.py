@@ -120,7 +120,7 @@ def test_a_signal_after_stage_1_stops_the_run_too(pictures: Path, tmp_path: Path
     """While posteriors are taken, a mixture is fitted, and figures are drawn; the end is that of a run not stopped."""
     words = ["train-vae", "--recipe", "smoke", "--data", str(pictures), "--set", "priors=gmm,second-stage"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert command(*words, "--out", whole).returncode == 0
+    assert inside(*words, "--out", whole).returncode == 0
     after = {"stage1.keras": signal.SIGINT, "diagnostics.json": signal.SIGTERM, "samples/normal.png": signal.SIGINT}
     for name, how in after.items():
         since = time.time_ns()
@@ -151,7 +151,7 @@ def contents(model: Path) -> list[bytes]:
 def test_how_it_is_executed_changes_nothing(pictures: Path, tmp_path: Path, smoke_run: Path) -> None:
     """Several minibatches a call, and a checkpoint after every one: the same weights."""
     words = ("train-vae", "--recipe", "smoke", "--data", pictures)
-    result = command(*words, "--steps-per-execution", 3, "--save-every", 0, "--out", tmp_path / "run")
+    result = inside(*words, "--steps-per-execution", 3, "--save-every", 0, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     for one, two in zip(weights(smoke_run), weights(tmp_path / "run"), strict=True):
         assert np.array_equal(one, two)
@@ -290,7 +290,7 @@ def test_a_checkpoint_of_another_recipe_is_one_line(pictures: Path, smoke_run: P
             process.stderr.read()
         states.append(tmp_path / name / "state" / "stage1.npz")
     states[0].write_bytes(states[1].read_bytes())
-    assert_clear_error(command(*words, tmp_path / "one"), "cannot resume from", "stage1.npz", "shape")
+    assert_clear_error(inside(*words, tmp_path / "one"), "cannot resume from", "stage1.npz", "shape")
 
 
 def test_a_damaged_state_is_one_line(pictures: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
     halve = "halve_every" if schedule.stage == 1 else "halve_every2"
     return (
         f"the error still fell by {fell:.0%} in the last quarter, when the rate had been halved already: "
-        f"raise {halve} and {_epochs(schedule)}"
+        f"raise {halve} and {_epochs(schedule)}, or give it more --minutes"
     )
 
 
