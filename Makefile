@@ -34,8 +34,11 @@ protos: .venv/full
 	  --python_out=. --pyi_out=. --grpc_python_out=. $(STUBS:%=serve/stubs/%)
 	rm serve/stubs/onnx/v1/model_pb2_grpc.py
 
+# All extras but torch, which pins other versions of NVIDIA's libraries than onnxruntime-gpu takes.
+LOCKED := cpu gpu openvino otel jax jax-gpu heif tensorboard export test dev
+
 lock: .venv/full
-	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --upgrade --quiet \
+	$(BIN)/uv pip compile pyproject.toml $(LOCKED:%=--extra %) --python-version 3.11 --upgrade --quiet \
 	  --no-annotate --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock
 
 clean:

@@ -72,19 +72,18 @@ class Plan:
             "mirror images too" if recipe.flip else "no mirror images",
             f"{recipe.validation:.0%} more held back" if recipe.validation else "none held back",
         ]
-        return "\n".join(
-            [
-                f"plan: {', '.join(facts)}",
-                f"  stage 1: base_dim {recipe.base_dim}, {recipe.latent_dim} latents, "
-                f"{self.weights[0] / 1e6:.1f} million weights; "
-                f"{steps[0]:,} steps of {first.size} pictures ({passes:,.0f} passes), "
-                f"about {self.seconds[0] / 60:.1f} min",
-                f"  stage 2: {recipe.second_dim} units, {self.weights[1] / 1e6:.1f} million weights; "
-                f"{steps[1]:,} steps of {second.size} latents, about {self.seconds[1] / 60:.1f} min",
-                f"  about {self.memory / 1e9:.1f} GB of memory; with starting and drawing "
-                f"{(sum(self.seconds) + OVERHEAD) / 60:.1f} min",
-            ]
-        )
+        lines = [
+            f"plan: {', '.join(facts)}",
+            f"  stage 1: base_dim {recipe.base_dim}, {recipe.latent_dim} latents, "
+            f"{self.weights[0] / 1e6:.1f} million weights; "
+            f"{steps[0]:,} steps of {first.size} pictures ({passes:,.0f} passes), "
+            f"about {self.seconds[0] / 60:.1f} min",
+            f"  stage 2: {recipe.second_dim} units, {self.weights[1] / 1e6:.1f} million weights; "
+            f"{steps[1]:,} steps of {second.size} latents, about {self.seconds[1] / 60:.1f} min",
+            f"  about {self.memory / 1e9:.1f} GB of memory; with starting and drawing "
+            f"{(sum(self.seconds) + OVERHEAD) / 60:.1f} min",
+        ]
+        return "\n".join(line for line in lines if self.weights[1] or not line.startswith("  stage 2"))
 
 
 def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: Recipe | None = None) -> Plan:
@@ -217,7 +216,7 @@ def _first(recipe: Recipe, count: int) -> tuple[float, int]:
 def _second(recipe: Recipe, count: int) -> tuple[float, int]:
     """Return the seconds that a step of stage 2 takes, and its weights."""
     if "second-stage" not in recipe.priors:
-        return 1.0, 0
+        return 0.001, 0
     model = latent_vae(recipe)
     weights = model.encoder.count_params() + model.decoder.count_params()
     latents = np.zeros((count, recipe.latent_dim), np.float32)
