@@ -89,6 +89,7 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option(
     "--minutes",
+    metavar="NUMBER",
     type=click.FloatRange(min=0, min_open=True),
     help="How long training may take on this machine; decides how large and how long without --recipe.  "
     "[default: 30 on a CPU, 15 on a GPU]",
@@ -105,7 +106,7 @@ def _devices(context: click.Context, parameter: click.Parameter, value: str) -> 
     "start",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Start from the weights of a finished run, where they fit: a fraction of the steps is enough then.",
+    help="Start stage 1 from the weights of a finished run, where they fit, and not from noise.",
 )
 @click.option(
     "--set",
@@ -229,10 +230,13 @@ def _auto(
 ) -> Recipe:
     """Look at the pictures, time this machine, and return the settings that fit both; say which."""
     from training.data.survey import survey
+    from training.fit.devices import workers
     from training.fit.plan import on_gpu, plan
     from training.record.progress import reading
     from training.record.run import Run
 
+    if workers() > 1:
+        raise TrainingError("each machine of TF_CONFIG would decide for itself; name a --recipe")
     like = Run(start).recipe if start else None
     with reading() as advance:
         pictures = survey(data, cache=cache, advance=advance)

@@ -82,6 +82,14 @@ def test_too_few_pictures_is_a_line_that_says_what_is_missing(tmp_path: Path) ->
         plan(Survey(15, 64, grey=False, mirrors=True), 1)
 
 
+def test_machines_that_train_together_do_not_decide_each_for_itself(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["localhost:1", "localhost:2"]}}))
+    result = inside("train-vae", "--data", pictures, "--out", tmp_path / "run")
+    assert_clear_error(result, "each machine of TF_CONFIG would decide for itself; name a --recipe")
+
+
 @pytest.fixture(scope="module")
 def auto_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run without --recipe, shrunk."""
