@@ -112,7 +112,7 @@ def named(lines: Iterator[tuple[Path, str]]) -> list[object]:
 
 def parts(line: str) -> tuple[click.Command, list[str]]:
     """The click command of a command line, and its words."""
-    words = shlex.split(line)
+    words = shlex.split(line.removesuffix("&"))
     if words[0] in HOMES:
         name, words = HOMES[words[0]], words[1:]
     elif "-m" in words:

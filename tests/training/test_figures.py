@@ -43,6 +43,8 @@ class Nothing:
 
     def epoch(self, schedule: Schedule, record: dict[str, Any]) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 class StopAfter(Nothing):
     """A observer that asks for a stop when an epoch of stage 1 is done."""
@@ -287,11 +289,11 @@ def test_a_resumed_run_shows_every_step_once(splits: Splits, tmp_path: Path) -> 
     wanted, path = recipe("smoke").set(SMALL), tmp_path / "run"
     stop = StopRequest()
     with pytest.raises(Stopped), TensorBoardWriter(Run(path)) as board:
-        train(path, splits, wanted, Observers(board, StopAfter(stop, 1)), stop)
+        train(path, splits, wanted, Observers(board, StopAfter(stop, 2)), stop)
     run = Run(path)
     assert {step for _, step in scalars(run)} == {32, 64}
     # As a kill leaves it: an epoch recorded and shown that no checkpoint knows of, and half an event.
-    late = {**run.history()[-1], "epoch": 2, "images": 96, "mse": 123.0}
+    late = {**run.history()[-1], "epoch": 3, "images": 96, "mse": 123.0}
     run.append(late)
     with TensorBoardWriter(run) as board:
         board.epoch(Schedule(1, 36, 3, 8, 1e-3, 2, 0), late)
@@ -301,7 +303,7 @@ def test_a_resumed_run_shows_every_step_once(splits: Splits, tmp_path: Path) -> 
 
     stop = StopRequest()
     with pytest.raises(Stopped), TensorBoardWriter(run) as board:
-        train(path, splits, wanted, Observers(board, StopAfter(stop, 2)), stop)
+        train(path, splits, wanted, Observers(board, StopAfter(stop, 3)), stop)
     assert scalars(run) == pytest.approx(expected_scalars(run), rel=1e-6)
     assert scalars(run)["stage1/mse", 96] < 1
     assert {step for tag, step in scalars(run) if tag == "stage1/mse"} == {32, 64, 96}

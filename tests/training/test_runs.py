@@ -120,7 +120,7 @@ def test_a_signal_after_stage_1_stops_the_run_too(pictures: Path, tmp_path: Path
     """While posteriors are taken, a mixture is fitted, and figures are drawn; the end is that of a run not stopped."""
     words = ["train-vae", "--recipe", "smoke", "--data", str(pictures), "--set", "priors=gmm,second-stage"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert inside(*words, "--out", whole).returncode == 0
+    assert command(*words, "--out", whole).returncode == 0
     after = {"stage1.keras": signal.SIGINT, "diagnostics.json": signal.SIGTERM, "samples/normal.png": signal.SIGINT}
     for name, how in after.items():
         since = time.time_ns()
@@ -151,7 +151,7 @@ def contents(model: Path) -> list[bytes]:
 def test_how_it_is_executed_changes_nothing(pictures: Path, tmp_path: Path, smoke_run: Path) -> None:
     """Several minibatches a call, and a checkpoint after every one: the same weights."""
     words = ("train-vae", "--recipe", "smoke", "--data", pictures)
-    result = inside(*words, "--steps-per-execution", 3, "--save-every", 0, "--out", tmp_path / "run")
+    result = command(*words, "--steps-per-execution", 3, "--save-every", 0, "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     for one, two in zip(weights(smoke_run), weights(tmp_path / "run"), strict=True):
         assert np.array_equal(one, two)

@@ -145,6 +145,7 @@ def train_two_stages(
     first = run.load_networks(1)
     latents = encode(first.get_layer("encoder"), pictures)
     facts = {**latents.diagnostics(), **_against_data(first, pictures), "diversity": {}}
+    write_json(run.path / "diagnostics.json", facts)
 
     for name in recipe.priors:
         if name in run.priors:
