@@ -33,7 +33,7 @@ WIDTHS = (8, 12, 16, 24, 32, 48, 64)
 PROBED = {"cpu": 8, "gpu": 32}  # the width that is timed first
 GROWTH = 1.7  # a step's time grows with the width to this power: its products by 2, but narrow layers take longer each
 SHARE = 0.78  # of the time that is for stage 1; stage 2 has the rest, less what starting and drawing takes
-OVERHEAD = 45.0  # seconds to start, compile and draw
+OVERHEAD = 60.0  # seconds to start, to compile both stages' steps, and to draw; as measured on two cores
 SHORT = 800  # steps of the narrowest network below which the pictures are made smaller
 PASSES, LEAST = 600, 2000  # over the pictures at most, but no fewer steps than these
 FEW_STEPS, MOMENTUM, QUICK_MOMENTUM = 1000, 0.99, 0.95  # the balance has to arrive within a run: benchmarks/balance.py
@@ -81,7 +81,7 @@ class Plan:
             f"  stage 2: {recipe.second_dim} units, {self.weights[1] / 1e6:.1f} million weights; "
             f"{steps[1]:,} steps of {second.size} latents, about {self.seconds[1] / 60:.1f} min",
             f"  about {self.memory / 1e9:.1f} GB of memory; with starting and drawing "
-            f"{(sum(self.seconds) + OVERHEAD) / 60:.1f} min",
+            f"{(sum(self.seconds) + OVERHEAD) / 60:.1f} min from now",
         ]
         return "\n".join(line for line in lines if self.weights[1] or not line.startswith("  stage 2"))
 
@@ -114,17 +114,22 @@ def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: R
         drafted = replace(drafted, num_scale=_scales(drafted.side))
     count = drafted.limit or pictures.count
     count = max(2, round(min(count, pictures.count) * (1 - drafted.validation)))
-    budget = max(minutes * 60 - OVERHEAD, 10.0)
+    began = time.monotonic()
+
+    def left() -> float:
+        """Return the seconds that there are for steps; timing them takes some of the minutes too."""
+        return max(minutes * 60 - OVERHEAD - (time.monotonic() - began), 10.0)
 
     seconds, weights = _first(drafted, count)
-    chosen = fitted(drafted, seconds, budget * SHARE, count, given)
+    chosen = fitted(drafted, seconds, left() * SHARE, count, given)
     if chosen != drafted:
         seconds, weights = _first(chosen, count)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     first = first_schedule(chosen, count)
+    seconds2, weights2 = _second(chosen, count)
+    budget = left()
     steps = min(int(budget * SHARE / seconds), max(PASSES * count // first.size, LEAST))
     took = steps * seconds
-    seconds2, weights2 = _second(chosen, count)
     steps2 = min(
         int(budget * (1 - SHARE) / seconds2), max(10 * PASSES * count // second_schedule(chosen, count).size, LEAST)
     )
