@@ -55,6 +55,12 @@ def test_train() -> None:
 
 
 @pytest.mark.slow
+def test_balance(pictures: Path) -> None:
+    few = ["--steps", 2, "--momentum", 0.9, "--seeds", 1, "--side", 16, "--base-dim", 4]
+    assert re.search(r"\| 2 \| 0.9 \| \d", bench("balance", "--data", pictures, *few))
+
+
+@pytest.mark.slow
 def test_second_stage() -> None:
     said = bench("second_stage", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "second_dim=8")
     assert re.search(r"second_dim=8 +[\d,]+ latents/s", said)

@@ -156,7 +156,8 @@ def test_targets_and_tests_exist(page: Path) -> None:
         assert f"\ndef {name}(" in (ROOT / file).read_text(), name
 
 
-def test_the_readmes_python_runs(server: str, smoke_bundle: Path) -> None:
+def test_the_readmes_python_runs(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert "127.0.0.1:8470" in code
     names: dict[str, object] = {}

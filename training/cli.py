@@ -268,7 +268,7 @@ def _print(resolved: Recipe) -> None:
 
 
 def _train(resolved: Recipe, splits: Splits, out: Path, start: Path | None, execution: Execution) -> None:
-    from training.fit.devices import workers
+    from training.fit.devices import is_chief, workers
     from training.fit.stop import Stopped, StopRequest
     from training.fit.two_stage import train
     from training.record.progress import ProgressDisplay
@@ -281,6 +281,9 @@ def _train(resolved: Recipe, splits: Splits, out: Path, start: Path | None, exec
     except Stopped as stopped:
         click.echo(f"stopped and saved in {out}; the same command goes on from here", err=True)
         sys.exit(128 + stopped.signal)
+    if not is_chief():
+        click.echo("stage 1 is trained; the first machine goes on alone, and keeps the run", err=True)
+        return
     _say_how_it_went(run, lambda line: click.echo(line, err=True))
 
 

@@ -116,6 +116,7 @@ def test_two_workers_train_as_one_and_the_first_keeps_the_run(
             worker.wait()
     assert_same_training(alone(), out)
     assert [log.read_text().count("stage 2 epoch 1/1") for log in logs] == [1, 0]
+    assert [log.read_text().count("next: export-onnx") for log in logs] == [1, 0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.log", "1.log", "run"]  # no scratch is left
 
 
