@@ -16,6 +16,7 @@ from training.errors import DataError
 from training.recipe import Recipe
 from training.types import Float64Array, UInt8Array
 
+FEWEST = 16  # pictures: a model of fewer can only repeat them
 LOOKED_AT = 1000  # pictures, spread over all of them
 PROBE = Recipe(side=32)  # how they are looked at
 GREY_WITHIN = 4  # levels between the channels of a grey picture; JPEG is not exact
@@ -47,10 +48,15 @@ def survey(path: Path, *, cache: Path | None = None, advance: Advance | None = N
     """Look at the pictures that a path holds, as `load_data` takes it.
 
     Raises:
-        DataError: there are none, or none of those looked at can be read.
+        DataError: there are too few, or none of those looked at can be read.
     """
     with opened(path, PROBE, Cache(cache or default_folder()), advance) as source:
         train = np.flatnonzero(source.splits == 0)
+        if len(train) < FEWEST:
+            raise DataError(
+                f"{FEWEST} pictures or more make a model, and a few hundred a useful one; of fewer it could only "
+                f"repeat them. Received: {len(train)}"
+            )
         chosen = train[np.linspace(0, len(train) - 1, min(len(train), LOOKED_AT)).astype(np.intp)].tolist()
         seen = [each for each in in_parallel(lambda index: _look(source, index), chosen) if each is not None]
     if not seen:

@@ -18,7 +18,6 @@ import keras
 import numpy as np
 
 from training.data.survey import Survey
-from training.errors import DataError
 from training.fit.batches import Epoch
 from training.model.autoencoder import Autoencoder, xla
 from training.model.build import image_autoencoder, latent_vae
@@ -27,7 +26,6 @@ from training.recipe import Recipe
 from training.record.stage import Schedule, first_schedule, second_schedule
 from training.types import IndexArray, UInt8Array
 
-FEWEST = 16  # pictures: a model of fewer can only repeat them
 EPOCHS = 60  # pieces that each stage's steps are counted in; the rate is halved after each third of them
 WIDTHS = (8, 12, 16, 24, 32, 48, 64)
 PROBED = {"cpu": 8, "gpu": 32}  # the width that is timed first
@@ -96,14 +94,8 @@ def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: R
         like: A recipe whose networks' shapes are to be taken, for a warm start from it.
 
     Raises:
-        DataError: there are too few pictures.
         RecipeError: a setting is not valid.
     """
-    if pictures.count < FEWEST:
-        raise DataError(
-            f"{FEWEST} pictures or more make a model, and a few hundred a useful one; of fewer it could only repeat "
-            f"them. Received: {pictures.count}"
-        )
     given = [each.partition("=")[0] for each in settings]
     drafted = _draft(pictures)
     if like:
