@@ -50,7 +50,8 @@ class Null:
     """An engine that costs nothing: the same real pictures every time."""
 
     def __init__(self, engine: Engine) -> None:
-        self.card, self.digest, self.device, self.batch = engine.card, engine.digest, "null", 256
+        self.card, self.digest, self.arithmetic = engine.card, engine.digest, engine.arithmetic
+        self.device, self.batch = "null", 256
         self._images = np.tile(engine.sample(0, 0, 32), (8, 1, 1, 1))
 
     def compute(self, noise: Noise) -> Images:

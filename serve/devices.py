@@ -1,7 +1,8 @@
-"""How a bundle's bytes become an ONNX Runtime session on a device.
+"""Devices, the arithmetic that each has, and how a bundle's bytes become an ONNX Runtime session on one.
 
-Providers are configured for samples that do not change with the batch, the process or the machine: no TF32, no
-float16, and no autotuning that times kernels where that can be helped. The reason for each option stands beside it.
+Providers are configured for samples that do not change with the batch, the process or the machine: no autotuning that
+times kernels where that can be helped and, unless fast arithmetic is asked for, no TF32 and no float16. The reason for
+each option stands beside it. OpenVINO, which is no provider of ONNX Runtime's here, is in `serve.openvino`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from serve import openvino
 from serve.errors import EngineError
+from serve.model import EXACT
 
 AUTO = ("cuda", "openvino", "cpu")
 FORMS = "auto, cpu, openvino, cuda, cuda:N, tensorrt or tensorrt:N"
 NEEDS = {
     "cuda": "NVIDIA's driver and pip install '.[gpu]' in the checkout",
     "tensorrt": "NVIDIA's driver and pip install '.[gpu]' 'tensorrt-cu13<11' in the checkout",
-    "openvino": "an Intel processor and pip install '.[openvino]' in the checkout",
+    "openvino": "pip install '.[openvino]' in the checkout",
 }
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
 MOST_REASON = 300  # characters of a runtime's message that are passed on
@@ -79,6 +82,13 @@ def candidates(text: str) -> list[Device]:
     return [parse(each) for each in (AUTO if text == "auto" else (text,))]
 
 
+def fastest(device: Device) -> str:
+    """Return the fastest arithmetic of a device: EXACT, or the numbers that it multiplies faster than float32."""
+    if device.kind == "openvino":
+        return openvino.BFLOAT16 if openvino.has_bfloat16() else EXACT
+    return {"cuda": "tf32", "tensorrt": "float16"}.get(device.kind, EXACT)
+
+
 def runtime() -> Any:
     """Import ONNX Runtime, its telemetry off.
 
@@ -100,26 +110,30 @@ def cache_folder() -> Path:
 
 
 def providers(
-    device: Device, buckets: Sequence[int], noise_size: int, cache: Path, cuda_graphs: bool = False
+    device: Device,
+    buckets: Sequence[int],
+    noise_size: int,
+    cache: Path,
+    cuda_graphs: bool = False,
+    arithmetic: str = EXACT,
 ) -> Providers:
     """Return the ONNX Runtime providers of a device, the preferred one first: (name, options).
 
     Args:
-        device: The device.
+        device: The device; not OpenVINO.
         buckets: The batch sizes that will run.
         noise_size: Values of noise a sample.
         cache: TensorRT's folder for this one model.
         cuda_graphs: Record each bucket's kernels and replay them as one; kind "cuda" only.
+        arithmetic: EXACT, or the device's `fastest`.
     """
-    if device.kind == "openvino":
-        # The latency hint keeps one inference request, hence one order of summation.
-        return [("OpenVINOExecutionProvider", {"load_config": '{"CPU": {"PERFORMANCE_HINT": "LATENCY"}}'})]
+    if not device.gpu:
+        return CPU_PROVIDERS
+    cuda = ("CUDAExecutionProvider", _cuda(device, cuda_graphs, arithmetic))
     if device.kind == "cuda":
-        return [("CUDAExecutionProvider", _cuda(device, cuda_graphs)), *CPU_PROVIDERS]
-    if device.kind == "tensorrt":
-        options = _tensorrt(device, min(buckets), max(buckets), noise_size, cache)
-        return [("TensorrtExecutionProvider", options), ("CUDAExecutionProvider", _cuda(device, False)), *CPU_PROVIDERS]
-    return CPU_PROVIDERS
+        return [cuda, *CPU_PROVIDERS]
+    options = _tensorrt(device, min(buckets), max(buckets), noise_size, cache, arithmetic)
+    return [("TensorrtExecutionProvider", options), cuda, *CPU_PROVIDERS]
 
 
 def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS, threads: int = 0) -> Any:
@@ -138,7 +152,6 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # what is an error is raised too
-    names: Providers | None = table
     if device.gpu:
         # Without a driver the runtime would take the CPU instead, with pages of warnings.
         if table[0][0] not in onnxruntime.get_available_providers() or not NVIDIA_DRIVER.exists():
@@ -148,13 +161,9 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
             return None
         if device.kind == "tensorrt":
             _make(Path(table[0][1]["trt_engine_cache_path"]))
-    elif device.kind == "openvino":
-        if not _add_openvino(onnxruntime, options, table[0][1]):
-            return None
-        names = None  # the options name the device
     try:
         # The runtime's own fallback would print, and quietly take the CPU.
-        session = onnxruntime.InferenceSession(model, options, providers=names, enable_fallback=0)
+        session = onnxruntime.InferenceSession(model, options, providers=table, enable_fallback=0)
     except Exception as error:  # the runtime's own exceptions share no base
         raise refused(error, device, f"the {device} device cannot run this model") from None
     if device.gpu and table[0][0] not in session.get_providers():
@@ -187,11 +196,11 @@ def page_locked(device: Device) -> Any:
     return None
 
 
-def _cuda(device: Device, cuda_graphs: bool) -> dict[str, str]:
+def _cuda(device: Device, cuda_graphs: bool, arithmetic: str) -> dict[str, str]:
     options = {
         "device_id": str(device.index),
-        # TF32 would take samples more than a grey level away from other engines'.
-        "use_tf32": "0",
+        # TF32 takes samples more than a grey level away from other engines'.
+        "use_tf32": "0" if arithmetic == EXACT else "1",
         # cuDNN's rules choose the kernels. EXHAUSTIVE may time them, and a restart could choose others.
         "cudnn_conv_algo_search": "HEURISTIC",
         # Shapes are few and fixed: the arena need not grow by powers of two.
@@ -200,10 +209,12 @@ def _cuda(device: Device, cuda_graphs: bool) -> dict[str, str]:
     return options | ({"enable_cuda_graph": "1"} if cuda_graphs else {})
 
 
-def _tensorrt(device: Device, smallest: int, largest: int, noise_size: int, cache: Path) -> dict[str, str]:
+def _tensorrt(
+    device: Device, smallest: int, largest: int, noise_size: int, cache: Path, arithmetic: str
+) -> dict[str, str]:
     return {
         "device_id": str(device.index),
-        "trt_fp16_enable": "False",
+        "trt_fp16_enable": str(arithmetic != EXACT),
         # One engine for all buckets, whose kernels hence differ less than those of one engine each.
         "trt_profile_min_shapes": f"noise:{smallest}x{noise_size}",
         "trt_profile_opt_shapes": f"noise:{largest}x{noise_size}",
@@ -238,18 +249,3 @@ def _make(cache: Path) -> None:
         raise EngineError(
             f"cannot keep TensorRT's engines in {cache}: {error.strerror}; name another --cache"
         ) from None
-
-
-def _add_openvino(runtime: Any, options: Any, settings: dict[str, str]) -> bool:
-    """Register OpenVINO's plug-in provider for its CPU device, where the package is installed."""
-    try:
-        plugin = import_module("onnxruntime_ep_openvino")
-    except ImportError:
-        return False
-    name = plugin.get_ep_name()
-    if not any(device.ep_name == name for device in runtime.get_ep_devices()):
-        runtime.register_execution_provider_library(name, plugin.get_library_path())
-    devices = [each for each in runtime.get_ep_devices() if each.ep_name == name and "CPU" in str(each.device.type)]
-    if devices:
-        options.add_provider_for_devices(devices[:1], settings)
-    return bool(devices)

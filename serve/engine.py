@@ -10,27 +10,49 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL.Image import Image
 
-from serve import devices
+from serve import devices, openvino
 from serve.bundle import Bundle
 from serve.card import Card
 from serve.devices import Device
 from serve.encoding import pictures
 from serve.errors import EngineError
-from serve.model import Decode, Images, as_noise, check_sampling
+from serve.model import EXACT, Decode, Images, as_noise, check_sampling
 from serve.noise import Noise, draw
 from serve.text import quoted
 
 BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
 SEEN = 8  # samples, at least, that each bucket is compared in at warm-up
+ARITHMETICS = ("exact", "fast")
+COMPARED = 16  # samples that fast arithmetic is compared with exact in
+MOST_DIFFERENCE = 1.0  # grey levels on average, of these; as many as export-onnx allows int8
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far samples are from those of exact arithmetic, in grey levels.
+
+    Attributes:
+        mean: Over all values.
+        worst: Of all values.
+        samples: That were compared.
+    """
+
+    mean: float
+    worst: int
+    samples: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} grey levels from exact on average, {self.worst} at most, in {self.samples} samples"
 
 
 class Engine:
@@ -41,6 +63,7 @@ class Engine:
         device: As `serve.devices.parse` takes it, or "auto": the first that is there of CUDA, OpenVINO and the CPU.
         threads: CPU threads; 0 for all cores.
         batch: The largest batch; 0 for the device's default. It changes speed, never samples.
+        arithmetic: "exact", or "fast" for the fastest that the device has; where that is exact, a warning says so.
         cuda_graphs: Replay each bucket's kernels as one; needs a CUDA device.
         cache: Where TensorRT keeps what it compiled; None for the user's cache.
 
@@ -48,11 +71,13 @@ class Engine:
         card: What the bundle says of itself.
         digest: SHA-256 of the bundle.
         device: Where it runs, such as "cpu" or "cuda:0".
+        arithmetic: What it computes in: "exact", or "bfloat16", "tf32" or "float16".
+        difference: Of its samples from those of exact arithmetic, as measured at warm-up; None where it is exact.
         buckets: The batch sizes in use, ascending.
 
     Raises:
-        EngineError: no ONNX Runtime, no such device, too little memory, or a graph that the runtime refuses or that
-            gives other images than the card says.
+        EngineError: no ONNX Runtime, no such device, too little memory, a graph that the runtime refuses or that
+            gives other images than the card says, or fast arithmetic that is too far from exact.
 
     >>> engine = Engine(load())
     >>> engine.sample(seed=7, start=100, count=5).shape
@@ -66,19 +91,23 @@ class Engine:
         threads: int = 0,
         batch: int = 0,
         *,
+        arithmetic: Literal["exact", "fast"] = "exact",
         cuda_graphs: bool = False,
         cache: Path | None = None,
     ) -> None:
         self.card: Card = bundle.card
         self.digest = bundle.digest
+        if arithmetic not in ARITHMETICS:
+            raise EngineError(f"arithmetic must be exact or fast. Received: {arithmetic!r}")
         chosen = devices.candidates(device)
         if cuda_graphs:
             chosen = [each for each in chosen if each.kind == "cuda"]
             if not chosen:
                 raise EngineError(f"CUDA graphs need a cuda device. Received: {device!r}")
         for each in chosen:
+            numbers = devices.fastest(each) if arithmetic == "fast" else EXACT
             try:
-                runs = _open(bundle, each, sizes(each, batch), threads, cuda_graphs, cache)
+                runs = _open(bundle, each, numbers, sizes(each, batch), threads, cuda_graphs, cache)
             except EngineError as error:
                 if each == chosen[-1]:
                     raise
@@ -93,9 +122,16 @@ class Engine:
         self._device, self._runs = each, runs
         # The runtime keeps a GPU's handles and CUDA graphs by thread: those of the warm-up are to be those in use.
         self._thread = ThreadPoolExecutor(1, "engine") if each.gpu else None
-        self.device = str(each)
+        self.device, self.arithmetic = str(each), numbers
         self.buckets = self._warm_up(sorted(runs))
         self._runs = {size: runs[size] for size in self.buckets}
+        self.difference: Difference | None = None
+        if numbers != EXACT:
+            exact = _open(bundle, each, EXACT, [COMPARED], threads, False, cache)[COMPARED]
+            self.difference = self._compare(exact)
+            log.info("%s on %s in %s: %s", self.name, each, numbers, self.difference)
+        elif arithmetic == "fast":
+            log.warning("%s", _why_exact(each))
 
     @property
     def name(self) -> str:
@@ -171,6 +207,23 @@ class Engine:
             )
         return images
 
+    def _compare(self, exact: Decode) -> Difference:
+        """Return how far samples are from what another run of the model makes of their noise.
+
+        Raises:
+            EngineError: too far.
+        """
+        noise = draw(0, 0, COMPARED, self.card.noise_size)
+        wanted = self._thread.submit(exact, noise).result() if self._thread else exact(noise)
+        apart = np.abs(self._decode(noise).astype(np.int16) - wanted)
+        found = Difference(float(apart.mean()), int(apart.max()), COMPARED)
+        if found.mean > MOST_DIFFERENCE:
+            raise EngineError(
+                f"{self.name} in {self.arithmetic} is {found}, where an average of {MOST_DIFFERENCE} is allowed; use "
+                "exact arithmetic"
+            )
+        return found
+
     def _warm_up(self, buckets: list[int]) -> list[int]:
         """Run every bucket, full; return those whose samples are the largest one's, byte for byte."""
         batch = buckets[-1]
@@ -233,13 +286,35 @@ def sizes(device: Device, batch: int = 0) -> list[int]:
     return [*(size for size in steps if size < batch), batch]
 
 
+def _why_exact(device: Device) -> str:
+    if not openvino.installed():
+        return "fast arithmetic on a processor takes pip install '.[openvino]' in the checkout; here it is exact"
+    if not openvino.has_bfloat16():
+        return "this processor has no bfloat16, so fast arithmetic is exact here"
+    return f"fast arithmetic on a processor takes --device openvino; on {device} it is exact"
+
+
 def _open(
-    bundle: Bundle, device: Device, buckets: list[int], threads: int, cuda_graphs: bool, cache: Path | None
+    bundle: Bundle,
+    device: Device,
+    arithmetic: str,
+    buckets: list[int],
+    threads: int,
+    cuda_graphs: bool,
+    cache: Path | None,
 ) -> dict[int, Decode]:
     """Return what runs each bucket; nothing where the device is not there."""
+    if device.kind == "openvino":
+        try:
+            run = openvino.open_model(bundle.data, threads, arithmetic)
+        except RuntimeError as error:
+            raise devices.refused(error, device, f"the {device} device cannot run this model") from None
+        return dict.fromkeys(buckets, run) if run else {}
     # TensorRT tells engines apart by the graph's structure, not by its weights: each model has a folder of its own.
     folder = (cache or devices.cache_folder()) / f"{bundle.digest[:16]}-{devices.runtime().__version__}"
-    table = devices.providers(device, buckets, bundle.card.noise_size, folder, cuda_graphs)
+    if arithmetic != EXACT:
+        folder = folder.with_name(f"{folder.name}-{arithmetic}")
+    table = devices.providers(device, buckets, bundle.card.noise_size, folder, cuda_graphs, arithmetic)
     session = None
     runs: dict[int, Decode] = {}
     for bucket in reversed(buckets):

@@ -1,6 +1,6 @@
 """A folder of samples: which there should be, which are missing, and the parallel making of those.
 
-A job is (model, seed, range, temperature, format). Since a sample is the same picture whenever it is made,
+A job is (model, arithmetic, seed, range, temperature, format). Since a sample is the same picture whenever it is made,
 a job that was stopped is completed by making what is missing, and one that grows keeps what it has.
 
 What keeps a folder from ever mixing two jobs, however they end: one process at a time holds it; a file is whole or
@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from serve.encoding import ENDINGS, contact_sheet, encode, whole
 from serve.errors import JobError
-from serve.model import GenerativeModel, Images
+from serve.model import EXACT, GenerativeModel, Images
 
 MANIFEST = "manifest.json"
 GRID = "grid.png"
@@ -45,6 +45,7 @@ class Job:
 
     model: str
     digest: str
+    arithmetic: str
     seed: int
     start: int
     count: int
@@ -162,6 +163,7 @@ def _claim(job: Job, out: Path, replace_other: bool) -> None:
 def _read_manifest(job: Job, out: Path, replace_other: bool) -> Job | None:
     try:
         values = json.loads((out / MANIFEST).read_text())
+        values = {"arithmetic": EXACT, **values}  # older manifests do not say: it was all that there was
         before = Job(**{key: values[key] for key in Job.__dataclass_fields__})
         if [*map(type, asdict(before).values())] != [*map(type, asdict(job).values())]:
             raise TypeError

@@ -17,6 +17,7 @@ from serve.noise import Noise, check_range
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+EXACT = "exact"  # float32 without shortcuts; the other arithmetics are named by their numbers, such as "bfloat16"
 MOST_TEMPERATURE = 100.0
 MOST_NOISE = 1000.0  # absolute value; the hottest noise that a seed gives stays below it
 
@@ -28,15 +29,18 @@ Decode = Callable[[Noise], Images]  # noise float32 [n, noise_size] -> images ui
 class GenerativeModel(Protocol):
     """A model that makes images from noise.
 
-    Images are uint8 [n, height, width, channels], maybe read-only. The same seed and index give the same image.
+    Images are uint8 [n, height, width, channels], maybe read-only. The same seed and index give the same image: on
+    any device in exact arithmetic, to one grey level; in another one, on devices of one kind.
 
     Attributes:
         card: What the model says of itself.
         digest: SHA-256 of the model file.
+        arithmetic: EXACT, or the numbers that it computes in instead: "bfloat16", "tf32" or "float16".
     """
 
     card: Card
     digest: str
+    arithmetic: str
 
     @property
     def name(self) -> str:

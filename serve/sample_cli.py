@@ -9,7 +9,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -55,7 +55,7 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     context = click.get_current_context()
     for here, where, names in (
         (server is not None, "with --server", ("token", "wait", *flags.TLS)),
-        (server is None, "without --server", ("device", "threads", "batch")),
+        (server is None, "without --server", ("device", "arithmetic", "threads", "batch")),
         (server is None and not model, "on the embedded faces, without --model and --server", ("precision",)),
     ):
         for name in names:
@@ -153,6 +153,13 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     help="Without --server, the device to run on: cpu, openvino, cuda, cuda:1, tensorrt; auto: the first available.",
 )
 @click.option(
+    "--arithmetic",
+    type=click.Choice(("exact", "fast")),
+    default="exact",
+    help="Without --server. exact: float32, the same pictures on every device to one grey level. fast: the fastest "
+    "that the device has, such as bfloat16; its difference is measured and said. A folder holds pictures of one only.",
+)
+@click.option(
     "--threads",
     metavar="N",
     type=click.IntRange(0, 1024),
@@ -181,6 +188,7 @@ def main(
     token: str,
     wait: float,
     device: str,
+    arithmetic: Literal["exact", "fast"],
     threads: int,
     batch: int,
     **tls: Any,
@@ -214,9 +222,9 @@ def main(
             sampled = (
                 _remote(stack, stop, server, model, token=token, start=wait, **tls)
                 if server is not None
-                else _local(model, precision or "fp32", device, threads, batch)
+                else _local(model, precision or "fp32", device, threads, batch, arithmetic)
             )
-            wanted = job.Job(sampled.name, sampled.digest, seed, start, count, temperature, kind)
+            wanted = job.Job(sampled.name, sampled.digest, sampled.arithmetic, seed, start, count, temperature, kind)
             label = f"{sampled.name} seed {seed}"
             began = time.monotonic()
             stack.enter_context(job.hold(out))
@@ -243,8 +251,13 @@ def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **opti
     return client.model(name, version)
 
 
-def _local(model: str, precision: str, device: str, threads: int, batch: int) -> GenerativeModel:
+def _local(
+    model: str, precision: str, device: str, threads: int, batch: int, arithmetic: Literal["exact", "fast"]
+) -> GenerativeModel:
     from serve.bundle import EMBEDDED, load
     from serve.engine import Engine
 
-    return Engine(load(model or EMBEDDED[precision]), device, threads, batch)
+    engine = Engine(load(model or EMBEDDED[precision]), device, threads, batch, arithmetic=arithmetic)
+    if engine.difference:
+        click.echo(f"computing in {engine.arithmetic}: {engine.difference}", err=True)
+    return engine

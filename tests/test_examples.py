@@ -36,7 +36,7 @@ Node = Callable[..., list[str]]
 
 @pytest.fixture(scope="module")
 def engine(smoke_bundle: Path) -> Engine:
-    return Engine(load(smoke_bundle), device="cpu")
+    return Engine(load(smoke_bundle))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from serve.address import check_address
 from serve.card import Card
 from serve.client.options import Options
 from serve.errors import Broken, BundleError, Changed, Rejected
-from serve.model import Images, as_noise, check_sampling
+from serve.model import EXACT, Images, as_noise, check_sampling
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 Encoding = Literal["png", "jpeg", "webp"]
@@ -71,6 +71,7 @@ class Served:
         version: A whole number, as text.
         card: What it says of itself.
         digest: SHA-256 of the model file. Every request names it, so that no other model can answer.
+        arithmetic: What the server computes in; another server's answer in another one is refused.
         batch: The most samples that the server puts into one message.
     """
 
@@ -82,6 +83,7 @@ class Served:
         except BundleError as error:
             raise Broken(f"the server describes {self.name} in words that this version cannot read: {error}") from None
         self.digest = model.digest
+        self.arithmetic = model.arithmetic or EXACT
         self.batch = model.max_count
 
     def _range(
@@ -135,6 +137,12 @@ class Served:
     def _check(self, chunk: wire.Chunk) -> None:
         if chunk.digest != self.digest:  # a server of before versions had digests
             raise self.changed()
+        arithmetic = chunk.arithmetic or EXACT
+        if arithmetic != self.arithmetic:
+            raise Changed(
+                f"the server computes {self.name} in {arithmetic} arithmetic, where {self.arithmetic} was begun with; "
+                "run the command again, or address servers of one arithmetic"
+            )
 
     def changed(self) -> Changed:
         """Return the error for a server that has another model now."""

@@ -100,6 +100,12 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "then run on each.",
 )
 @click.option(
+    "--arithmetic",
+    type=click.Choice(("exact", "fast")),
+    help="exact: float32, the same pictures on every device to one grey level. fast: the fastest that the device has, "
+    "such as bfloat16; its difference is measured, and replies name it.",
+)
+@click.option(
     "--threads",
     metavar="N",
     type=click.IntRange(0, 1024),

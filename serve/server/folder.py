@@ -46,6 +46,7 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Backend]]:
                 device,
                 settings.threads,
                 settings.max_batch,
+                arithmetic=settings.arithmetic,
                 cuda_graphs=settings.cuda_graphs,
                 cache=settings.cache,
             )
@@ -53,7 +54,7 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Backend]]:
         ]
         probes = [engine.compute(draw(0, 0, min(PROBE, engine.batch), bundle.card.noise_size)) for engine in made]
         for engine, probe in zip(made[1:], probes[1:], strict=True):
-            if not np.array_equal(probe, probes[0]):
+            if engine.arithmetic != made[0].arithmetic or not np.array_equal(probe, probes[0]):
                 raise EngineError(
                     f"{engine.device} and {made[0].device} give other pictures, which breaks the noise contract "
                     "within one server; serve them from two"
@@ -127,8 +128,8 @@ class Loader:
                     raise
                 raise BundleError(f"{path.name} cannot be served: {type(error).__name__}: {error}") from error
         self._telemetry.loads.labels("loaded").inc()
-        what = f"{model.card.precision}, {', '.join(model.devices)}, sha256 {model.digest[:12]}{model.on_card}"
-        log.info("serving %s version %d (%s)", model.name, model.version, what)
+        what = f"{model.card.precision}, {model.arithmetic}, {', '.join(model.devices)}, sha256 {model.digest[:12]}"
+        log.info("serving %s version %d (%s%s)", model.name, model.version, what, model.on_card)
         return model
 
     async def _load(self, path: Path) -> Model:

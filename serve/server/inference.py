@@ -92,7 +92,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             model_name=model.name,
             model_version=str(model.version),
             id=request.id,
-            parameters={"digest": oip.InferParameter(string_param=model.digest)},
+            parameters={
+                "digest": oip.InferParameter(string_param=model.digest),
+                "arithmetic": oip.InferParameter(string_param=model.arithmetic),
+            },
             outputs=[oip.ModelInferResponse.InferOutputTensor(name="images", datatype="UINT8", shape=shape)],
         )
         async with aclosing(model.batcher.run(job)) as chunks:

@@ -101,6 +101,7 @@ class Model:
     ) -> None:
         self.card = engines[0].card
         self.digest = engines[0].digest
+        self.arithmetic = engines[0].arithmetic
         self.devices = [engine.device for engine in engines]
         self.name, self.version = name, version
         self.batch = engines[0].batch

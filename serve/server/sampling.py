@@ -108,6 +108,7 @@ class SamplingService(rpc.SamplingServiceServicer):
             seed=wanted.seed,
             temperature=temperature_of(wanted),
             digest=model.digest,
+            arithmetic=model.arithmetic,
             height=height,
             width=width,
             channels=channels,
@@ -136,6 +137,7 @@ def _describe(model: Model) -> wire.Model:
         max_count=model.limits.count,
         max_files=model.limits.files,
         version=str(model.version),
+        arithmetic=model.arithmetic,
         max_temperature=MOST_TEMPERATURE,
         max_noise=MOST_NOISE,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from serve.errors import SettingsError
 
@@ -27,6 +28,7 @@ class Settings:
     admin: bool = False
     # Devices and batches
     device: tuple[str, ...] = ("auto",)
+    arithmetic: Literal["exact", "fast"] = "exact"
     threads: int = 0
     max_batch: int = 0
     max_delay: float = 0.001  # seconds

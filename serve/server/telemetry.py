@@ -120,11 +120,11 @@ class State(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         models = self._registry.models()
-        labels = ["model", "version", "digest", "precision", "device"]
+        labels = ["model", "version", "digest", "precision", "arithmetic", "device"]
         info = GaugeMetricFamily("balancedvae_model_info", "1 for each model served.", labels=labels)
         for model in models:
-            values = [model.name, str(model.version), model.digest, model.card.precision, ",".join(model.devices)]
-            info.add_metric(values, 1)
+            values = [model.name, str(model.version), model.digest, model.card.precision, model.arithmetic]
+            info.add_metric([*values, ",".join(model.devices)], 1)
         yield info
         working = GaugeMetricFamily("balancedvae_model_working", "1 while a device makes it.", labels=labels[:2])
         for model in models:

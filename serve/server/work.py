@@ -19,11 +19,13 @@ class Backend(Protocol):
     Attributes:
         card: What the model says of itself.
         digest: SHA-256 of the model file.
+        arithmetic: What it computes in, as `GenerativeModel.arithmetic`.
         device: Where it runs, such as "cpu" or "cuda:0".
     """
 
     card: Card
     digest: str
+    arithmetic: str
     device: str
 
     @property

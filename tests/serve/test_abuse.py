@@ -83,7 +83,7 @@ class Victim:
 def victim(smoke_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
     log = tmp_path_factory.mktemp("victim") / "log"
     with serving("--model", smoke_bundle, "--metrics", "127.0.0.1:0", log=log) as (address, process):
-        yield Victim(address, process.pid, log, Engine(load(smoke_bundle), device="cpu"))
+        yield Victim(address, process.pid, log, Engine(load(smoke_bundle)))
 
 
 def plain(value: bytes) -> bytes:

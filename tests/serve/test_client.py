@@ -28,7 +28,7 @@ from tests.conftest import serving
 
 @pytest.fixture(scope="module")
 def engine(smoke_bundle: Path) -> Engine:
-    return Engine(load(smoke_bundle), device="cpu")
+    return Engine(load(smoke_bundle))
 
 
 def joined(parts: list[tuple[int, Images]]) -> Images:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -85,7 +86,9 @@ def test_a_device_that_is_not_there_says_what_to_install(smoke_bundle: Path, tmp
     for device, extra in (("cuda", r"pip install '\.\[gpu\]' in the checkout"), ("tensorrt:1", "tensorrt-cu13")):
         with pytest.raises(EngineError, match=extra):
             Engine(load(smoke_bundle), device=device)
-    result = command("sample-cli", "--n", 1, "--out", tmp_path / "x", "--device", "openvino", "--model", smoke_bundle)
+    (tmp_path / "openvino.py").write_text("raise ImportError")
+    words = ("sample-cli", "--n", 1, "--out", tmp_path / "x", "--device", "openvino", "--model", smoke_bundle)
+    result = command(*words, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert_clear_error(result, "pip install '.[openvino]' in the checkout", "--device cpu")
 
 
@@ -146,9 +149,6 @@ def test_gpus_compute_in_float32_and_fall_back_in_order(tmp_path: Path) -> None:
 
 def test_other_kinds_have_one_provider(tmp_path: Path) -> None:
     assert providers(Device("cpu"), [1], 64, tmp_path) == [("CPUExecutionProvider", {})]
-    ((name, options),) = providers(Device("openvino"), [1], 64, tmp_path)
-    assert name == "OpenVINOExecutionProvider"
-    assert "LATENCY" in options["load_config"]
 
 
 def test_the_buckets_grow_from_what_a_device_can_use_to_the_batch() -> None:

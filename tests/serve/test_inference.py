@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def engine(smoke_bundle: Path) -> Engine:
-    return Engine(load(smoke_bundle), device="cpu")
+    return Engine(load(smoke_bundle))
 
 
 def noise_input(noise: np.ndarray, module: object = triton) -> triton.InferInput:

@@ -50,7 +50,7 @@ class Awaited:
 
 @contextmanager
 def engine(bundle: Path, server: str) -> Iterator[GenerativeModel]:
-    yield Engine(load(bundle), device="cpu", batch=12)
+    yield Engine(load(bundle), batch=12)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def model(request: pytest.FixtureRequest, smoke_bundle: Path, server: str) -> It
 
 @pytest.fixture(scope="module")
 def wanted(smoke_bundle: Path) -> Callable[..., Images]:
-    return Engine(load(smoke_bundle), device="cpu", batch=32).sample
+    return Engine(load(smoke_bundle), batch=32).sample
 
 
 def test_it_has_every_member(model: GenerativeModel, smoke_bundle: Path) -> None:

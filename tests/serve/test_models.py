@@ -87,7 +87,7 @@ def watched(folder: Path) -> Iterator[str]:
 
 
 def test_models_and_versions_are_told_apart(watched: str, folder: Path) -> None:
-    old, new = (Engine(load(folder / name), device="cpu") for name in ("smoke.onnx", "smoke@2.onnx"))
+    old, new = (Engine(load(folder / name)) for name in ("smoke.onnx", "smoke@2.onnx"))
     assert not np.array_equal(old.sample(1, 0, 3), new.sample(1, 0, 3))
     with Client(watched) as client:
         assert sorted(digests(client)) == [("cats", "1"), ("smoke", "1"), ("smoke", "2")]

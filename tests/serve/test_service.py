@@ -31,7 +31,7 @@ from tests.conftest import BIN, assert_clear_error, command, serving
 
 
 def test_samples_are_those_of_the_engine(server: str, smoke_bundle: Path) -> None:
-    engine = Engine(load(smoke_bundle), device="cpu", batch=7)
+    engine = Engine(load(smoke_bundle), batch=7)
     with Client(server) as client:
         model = client.model("smoke")
         assert model.digest == engine.digest
@@ -43,7 +43,7 @@ def test_samples_are_those_of_the_engine(server: str, smoke_bundle: Path) -> Non
 
 
 def test_many_clients_at_once_each_get_their_own(server: str, smoke_bundle: Path) -> None:
-    engine = Engine(load(smoke_bundle), device="cpu")
+    engine = Engine(load(smoke_bundle))
     wrong: list[int] = []
 
     def ask(seed: int) -> None:
@@ -144,7 +144,7 @@ def test_a_foreign_client_finds_its_way_by_reflection(server: str, smoke_bundle:
 
     json_format.ParseDict(json.loads(reply.stdout)["chunk"], chunk)
     picture = np.asarray(Image.open(io.BytesIO(chunk.files[0])))
-    assert np.array_equal(picture, Engine(load(smoke_bundle), device="cpu").sample(7, 3, 1)[0])
+    assert np.array_equal(picture, Engine(load(smoke_bundle)).sample(7, 3, 1)[0])
     assert (chunk.start, chunk.count, chunk.seed, chunk.height, chunk.width) == (3, 1, 7, 16, 16)
 
 

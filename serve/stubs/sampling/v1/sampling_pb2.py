@@ -24,43 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&serve/stubs/sampling/v1/sampling.proto\x12\x17\x62\x61lancedvae.sampling.v1\"\xe7\x01\n\x05Range\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x33\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x33\n\x08priority\x18\x08 \x01(\x0e\x32!.balancedvae.sampling.v1.PriorityB\x0e\n\x0c_temperature\"\xdd\x01\n\x05\x43hunk\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\r\n\x05width\x18\x07 \x01(\r\x12\x10\n\x08\x63hannels\x18\x08 \x01(\r\x12\x33\n\x08\x65ncoding\x18\t \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x0e\n\x06pixels\x18\n \x01(\x0c\x12\r\n\x05\x66iles\x18\x0b \x03(\x0c\">\n\rSampleRequest\x12-\n\x05range\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Range\"?\n\x0eSampleResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"D\n\x13SampleStreamRequest\x12-\n\x05range\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Range\"E\n\x14SampleStreamResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"\xa8\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05noise\x18\x03 \x01(\x0c\x12\x33\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x33\n\x08priority\x18\x05 \x01(\x0e\x32!.balancedvae.sampling.v1.Priority\"?\n\x0e\x44\x65\x63odeResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"\x13\n\x11ListModelsRequest\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.balancedvae.sampling.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"A\n\x10GetModelResponse\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Model\"\xdb\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12\x12\n\nnoise_size\x18\x06 \x01(\r\x12\x0c\n\x04\x63\x61rd\x18\x07 \x01(\t\x12\x11\n\tmax_count\x18\x08 \x01(\x04\x12\x0f\n\x07version\x18\t \x01(\t\x12\x17\n\x0fmax_temperature\x18\n \x01(\x01\x12\x11\n\tmax_noise\x18\x0b \x01(\x01\x12\x11\n\tmax_files\x18\x0c \x01(\x04*n\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x10\n\x0c\x45NCODING_PNG\x10\x02\x12\x11\n\rENCODING_JPEG\x10\x03\x12\x11\n\rENCODING_WEBP\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xfe\x03\n\x0fSamplingService\x12Y\n\x06Sample\x12&.balancedvae.sampling.v1.SampleRequest\x1a\'.balancedvae.sampling.v1.SampleResponse\x12m\n\x0cSampleStream\x12,.balancedvae.sampling.v1.SampleStreamRequest\x1a-.balancedvae.sampling.v1.SampleStreamResponse0\x01\x12Y\n\x06\x44\x65\x63ode\x12&.balancedvae.sampling.v1.DecodeRequest\x1a\'.balancedvae.sampling.v1.DecodeResponse\x12\x65\n\nListModels\x12*.balancedvae.sampling.v1.ListModelsRequest\x1a+.balancedvae.sampling.v1.ListModelsResponse\x12_\n\x08GetModel\x12(.balancedvae.sampling.v1.GetModelRequest\x1a).balancedvae.sampling.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&serve/stubs/sampling/v1/sampling.proto\x12\x17\x62\x61lancedvae.sampling.v1\"\xe7\x01\n\x05Range\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05start\x18\x03 \x01(\x04\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x33\n\x08\x65ncoding\x18\x06 \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x0f\n\x07version\x18\x07 \x01(\t\x12\x33\n\x08priority\x18\x08 \x01(\x0e\x32!.balancedvae.sampling.v1.PriorityB\x0e\n\x0c_temperature\"\xf1\x01\n\x05\x43hunk\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x0e\n\x06height\x18\x06 \x01(\r\x12\r\n\x05width\x18\x07 \x01(\r\x12\x10\n\x08\x63hannels\x18\x08 \x01(\r\x12\x33\n\x08\x65ncoding\x18\t \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x0e\n\x06pixels\x18\n \x01(\x0c\x12\r\n\x05\x66iles\x18\x0b \x03(\x0c\x12\x12\n\narithmetic\x18\x0c \x01(\t\">\n\rSampleRequest\x12-\n\x05range\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Range\"?\n\x0eSampleResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"D\n\x13SampleStreamRequest\x12-\n\x05range\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Range\"E\n\x14SampleStreamResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"\xa8\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05noise\x18\x03 \x01(\x0c\x12\x33\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32!.balancedvae.sampling.v1.Encoding\x12\x33\n\x08priority\x18\x05 \x01(\x0e\x32!.balancedvae.sampling.v1.Priority\"?\n\x0e\x44\x65\x63odeResponse\x12-\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Chunk\"\x13\n\x11ListModelsRequest\"D\n\x12ListModelsResponse\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.balancedvae.sampling.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"A\n\x10GetModelResponse\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.balancedvae.sampling.v1.Model\"\xef\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\r\x12\r\n\x05width\x18\x04 \x01(\r\x12\x10\n\x08\x63hannels\x18\x05 \x01(\r\x12\x12\n\nnoise_size\x18\x06 \x01(\r\x12\x0c\n\x04\x63\x61rd\x18\x07 \x01(\t\x12\x11\n\tmax_count\x18\x08 \x01(\x04\x12\x0f\n\x07version\x18\t \x01(\t\x12\x17\n\x0fmax_temperature\x18\n \x01(\x01\x12\x11\n\tmax_noise\x18\x0b \x01(\x01\x12\x11\n\tmax_files\x18\x0c \x01(\x04\x12\x12\n\narithmetic\x18\r \x01(\t*n\n\x08\x45ncoding\x12\x18\n\x14\x45NCODING_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45NCODING_RAW\x10\x01\x12\x10\n\x0c\x45NCODING_PNG\x10\x02\x12\x11\n\rENCODING_JPEG\x10\x03\x12\x11\n\rENCODING_WEBP\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02\x32\xfe\x03\n\x0fSamplingService\x12Y\n\x06Sample\x12&.balancedvae.sampling.v1.SampleRequest\x1a\'.balancedvae.sampling.v1.SampleResponse\x12m\n\x0cSampleStream\x12,.balancedvae.sampling.v1.SampleStreamRequest\x1a-.balancedvae.sampling.v1.SampleStreamResponse0\x01\x12Y\n\x06\x44\x65\x63ode\x12&.balancedvae.sampling.v1.DecodeRequest\x1a\'.balancedvae.sampling.v1.DecodeResponse\x12\x65\n\nListModels\x12*.balancedvae.sampling.v1.ListModelsRequest\x1a+.balancedvae.sampling.v1.ListModelsResponse\x12_\n\x08GetModel\x12(.balancedvae.sampling.v1.GetModelRequest\x1a).balancedvae.sampling.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serve.stubs.sampling.v1.sampling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODING']._serialized_start=1462
-  _globals['_ENCODING']._serialized_end=1572
-  _globals['_PRIORITY']._serialized_start=1574
-  _globals['_PRIORITY']._serialized_end=1655
+  _globals['_ENCODING']._serialized_start=1502
+  _globals['_ENCODING']._serialized_end=1612
+  _globals['_PRIORITY']._serialized_start=1614
+  _globals['_PRIORITY']._serialized_end=1695
   _globals['_RANGE']._serialized_start=68
   _globals['_RANGE']._serialized_end=299
   _globals['_CHUNK']._serialized_start=302
-  _globals['_CHUNK']._serialized_end=523
-  _globals['_SAMPLEREQUEST']._serialized_start=525
-  _globals['_SAMPLEREQUEST']._serialized_end=587
-  _globals['_SAMPLERESPONSE']._serialized_start=589
-  _globals['_SAMPLERESPONSE']._serialized_end=652
-  _globals['_SAMPLESTREAMREQUEST']._serialized_start=654
-  _globals['_SAMPLESTREAMREQUEST']._serialized_end=722
-  _globals['_SAMPLESTREAMRESPONSE']._serialized_start=724
-  _globals['_SAMPLESTREAMRESPONSE']._serialized_end=793
-  _globals['_DECODEREQUEST']._serialized_start=796
-  _globals['_DECODEREQUEST']._serialized_end=964
-  _globals['_DECODERESPONSE']._serialized_start=966
-  _globals['_DECODERESPONSE']._serialized_end=1029
-  _globals['_LISTMODELSREQUEST']._serialized_start=1031
-  _globals['_LISTMODELSREQUEST']._serialized_end=1050
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1052
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1120
-  _globals['_GETMODELREQUEST']._serialized_start=1122
-  _globals['_GETMODELREQUEST']._serialized_end=1171
-  _globals['_GETMODELRESPONSE']._serialized_start=1173
-  _globals['_GETMODELRESPONSE']._serialized_end=1238
-  _globals['_MODEL']._serialized_start=1241
-  _globals['_MODEL']._serialized_end=1460
-  _globals['_SAMPLINGSERVICE']._serialized_start=1658
-  _globals['_SAMPLINGSERVICE']._serialized_end=2168
+  _globals['_CHUNK']._serialized_end=543
+  _globals['_SAMPLEREQUEST']._serialized_start=545
+  _globals['_SAMPLEREQUEST']._serialized_end=607
+  _globals['_SAMPLERESPONSE']._serialized_start=609
+  _globals['_SAMPLERESPONSE']._serialized_end=672
+  _globals['_SAMPLESTREAMREQUEST']._serialized_start=674
+  _globals['_SAMPLESTREAMREQUEST']._serialized_end=742
+  _globals['_SAMPLESTREAMRESPONSE']._serialized_start=744
+  _globals['_SAMPLESTREAMRESPONSE']._serialized_end=813
+  _globals['_DECODEREQUEST']._serialized_start=816
+  _globals['_DECODEREQUEST']._serialized_end=984
+  _globals['_DECODERESPONSE']._serialized_start=986
+  _globals['_DECODERESPONSE']._serialized_end=1049
+  _globals['_LISTMODELSREQUEST']._serialized_start=1051
+  _globals['_LISTMODELSREQUEST']._serialized_end=1070
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1072
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1140
+  _globals['_GETMODELREQUEST']._serialized_start=1142
+  _globals['_GETMODELREQUEST']._serialized_end=1191
+  _globals['_GETMODELRESPONSE']._serialized_start=1193
+  _globals['_GETMODELRESPONSE']._serialized_end=1258
+  _globals['_MODEL']._serialized_start=1261
+  _globals['_MODEL']._serialized_end=1500
+  _globals['_SAMPLINGSERVICE']._serialized_start=1698
+  _globals['_SAMPLINGSERVICE']._serialized_end=2208
 # @@protoc_insertion_point(module_scope)

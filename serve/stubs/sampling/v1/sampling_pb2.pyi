@@ -50,7 +50,7 @@ class Range(_message.Message):
     def __init__(self, model: _Optional[str] = ..., seed: _Optional[int] = ..., start: _Optional[int] = ..., count: _Optional[int] = ..., temperature: _Optional[float] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., version: _Optional[str] = ..., priority: _Optional[_Union[Priority, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("start", "count", "seed", "temperature", "digest", "height", "width", "channels", "encoding", "pixels", "files")
+    __slots__ = ("start", "count", "seed", "temperature", "digest", "height", "width", "channels", "encoding", "pixels", "files", "arithmetic")
     START_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class Chunk(_message.Message):
     ENCODING_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     start: int
     count: int
     seed: int
@@ -73,7 +74,8 @@ class Chunk(_message.Message):
     encoding: Encoding
     pixels: bytes
     files: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., pixels: _Optional[bytes] = ..., files: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    arithmetic: str
+    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., encoding: _Optional[_Union[Encoding, str]] = ..., pixels: _Optional[bytes] = ..., files: _Optional[_Iterable[bytes]] = ..., arithmetic: _Optional[str] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("range",)
@@ -144,7 +146,7 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count", "version", "max_temperature", "max_noise", "max_files")
+    __slots__ = ("name", "digest", "height", "width", "channels", "noise_size", "card", "max_count", "version", "max_temperature", "max_noise", "max_files", "arithmetic")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -157,6 +159,7 @@ class Model(_message.Message):
     MAX_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     MAX_NOISE_FIELD_NUMBER: _ClassVar[int]
     MAX_FILES_FIELD_NUMBER: _ClassVar[int]
+    ARITHMETIC_FIELD_NUMBER: _ClassVar[int]
     name: str
     digest: str
     height: int
@@ -169,4 +172,5 @@ class Model(_message.Message):
     max_temperature: float
     max_noise: float
     max_files: int
-    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ..., version: _Optional[str] = ..., max_temperature: _Optional[float] = ..., max_noise: _Optional[float] = ..., max_files: _Optional[int] = ...) -> None: ...
+    arithmetic: str
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., channels: _Optional[int] = ..., noise_size: _Optional[int] = ..., card: _Optional[str] = ..., max_count: _Optional[int] = ..., version: _Optional[str] = ..., max_temperature: _Optional[float] = ..., max_noise: _Optional[float] = ..., max_files: _Optional[int] = ..., arithmetic: _Optional[str] = ...) -> None: ...
