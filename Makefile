@@ -14,7 +14,7 @@ faces: .venv/light
 	$(BIN)/sample-cli --n 1000 --out faces/ --grid
 
 test: .venv/full
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/full
 	$(BIN)/ruff format --check .

@@ -20,7 +20,8 @@ ROUNDING = 1e-3  # relative, after the last epoch; Adam amplifies it where gradi
 
 
 def words(pictures: Path, out: Path, *more: str) -> list[str]:
-    short = ("--set", f"epochs={EPOCHS}", "--set", "epochs2=1", "--set", "sample_every=100")
+    settings = (f"epochs={EPOCHS}", "epochs2=1", "sample_every=100", "depth_per_block=1", "second_depth=1")
+    short = [word for setting in settings for word in ("--set", setting)]  # so is what has to be compiled
     return ["train-vae", "--recipe", "smoke", "--data", str(pictures), "--out", str(out), *short, *more]
 
 
