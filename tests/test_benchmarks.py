@@ -61,6 +61,13 @@ def test_balance(pictures: Path) -> None:
 
 
 @pytest.mark.slow
+def test_growth(tmp_path: Path) -> None:
+    said = bench("growth", "--points", 1, "--plot", tmp_path / "growth.png")
+    assert re.search(r"samples in a folder, png +[-\d.]+ +[-\d.]+   100: [\d.]+ s, \d+\n", said)
+    assert Image.open(tmp_path / "growth.png").width == 1000
+
+
+@pytest.mark.slow
 def test_second_stage() -> None:
     said = bench("second_stage", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "second_dim=8")
     assert re.search(r"second_dim=8 +[\d,]+ latents/s", said)

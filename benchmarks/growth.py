@@ -1,0 +1,178 @@
+"""How time and memory grow with what there is of something: fitted exponents, and plots.
+
+python benchmarks/growth.py --plot docs/growth.png
+
+Each point is measured in a process of its own: the seconds of the work alone, and the peak memory of all. An exponent
+is the slope of the logarithms' line through the larger half of the sizes, where starting costs no longer count: 1 is in
+proportion, 0 does not depend on it. Above 1 by more than noise is a defect.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import numpy as np
+
+from serve import Client, Engine, load
+from serve.job import Job, hold, run
+from serve.model import Images
+from serve.noise import Noise
+
+SIDE = 16  # of pictures that cost nothing to make
+REQUESTS = 4  # of each client, for one sample
+
+
+class Free(Engine):
+    """An engine whose pictures cost nothing: small, and all the same."""
+
+    def __init__(self) -> None:
+        super().__init__(load(), "cpu", batch=256)
+        self.images = np.random.default_rng(0).integers(0, 256, (self.batch, SIDE, SIDE, 3), np.uint8)
+
+    def sample(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Images:
+        return self.images[:count]
+
+
+def folder(kind: str) -> Callable[[int, Path], Callable[[], None]]:
+    """Return what prepares the making of a folder of so many samples."""
+
+    def prepared(size: int, scratch: Path) -> Callable[[], None]:
+        engine = Free()
+
+        def work() -> None:
+            job = Job(engine.name, engine.digest, engine.arithmetic, 0, 0, size, 1.0, kind)
+            with hold(scratch / "out"):
+                run(job, engine, scratch / "out")
+
+        return work
+
+    return prepared
+
+
+def batch(size: int, scratch: Path) -> Callable[[], None]:
+    """Prepare one batch of the embedded faces."""
+    engine = Engine(load(), "cpu", batch=size)
+    noise: Noise = np.zeros((size, engine.card.noise_size), np.float32)
+
+    def work() -> None:
+        engine.compute(noise)
+
+    return work
+
+
+def clients(size: int, scratch: Path) -> Callable[[], None]:
+    """Prepare so many clients of one server, all of which ask at once."""
+    words = ["-c", "from serve.server.cli import main; main()", "--listen", f"unix:{scratch / 'socket'}"]
+    server = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    address = next(line.split()[-1] for line in server.stderr if "ready, listening on" in line)
+
+    def work() -> None:
+        with ExitStack() as stack, ThreadPoolExecutor(size) as pool:
+            stack.callback(server.wait)  # so that its memory counts
+            stack.callback(server.terminate)
+            models = [stack.enter_context(Client(address)).model() for _ in range(size)]
+            list(pool.map(lambda model: [model.sample(0, at, 1) for at in range(REQUESTS)], models))
+
+    return work
+
+
+def rows(size: int, scratch: Path) -> Callable[[], None]:
+    """Prepare reading so many pictures of an array, and a hundred minibatches of them."""
+    from training import Recipe, load_data
+
+    shape = (size, SIDE, SIDE, 3)
+    np.lib.format.open_memmap(scratch / "x.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+    generator = np.random.default_rng(0)
+
+    def work() -> None:
+        data = load_data(scratch / "x.npy", Recipe(side=SIDE, num_scale=2), cache=scratch / "cache").train
+        for _ in range(100):
+            data.batch(generator.integers(0, size, 32), generator)
+
+    return work
+
+
+GROWTHS: dict[str, tuple[tuple[int, ...], Callable[[int, Path], Callable[[], None]]]] = {
+    "samples in a folder, npy": ((100, 1000, 10_000, 100_000, 1_000_000), folder("npy")),
+    "samples in a folder, png": ((100, 1000, 10_000, 50_000), folder("png")),
+    "samples in a batch": ((1, 4, 16, 64, 256), batch),
+    "clients of a server": ((1, 4, 16, 64, 256), clients),
+    "training pictures": ((1000, 10_000, 100_000, 1_000_000), rows),
+}
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+@click.option(
+    "--points", type=click.IntRange(1), default=5, show_default=True, help="Of each, the smallest sizes first."
+)
+@click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the points there, as PNG.")
+def main(context: click.Context, points: int, plot: Path | None) -> None:
+    """Print a table of exponents."""
+    if context.invoked_subcommand:
+        return
+    told: dict[str, dict[int, dict[str, float]]] = {}
+    print(f"{'':26}{'seconds':>9}{'memory':>9}   of size: seconds, MB")
+    for what, (sizes, _) in GROWTHS.items():
+        found = told[what] = {size: _child(what, size) for size in sizes[:points]}
+        slopes = (exponent({size: each[unit] for size, each in found.items()}) for unit in ("seconds", "MB"))
+        each = ", ".join(f"{size:,}: {at['seconds']:.3g} s, {at['MB']:,.0f}" for size, at in found.items())
+        print(f"{what:26}{''.join(f'{slope:9.2f}' for slope in slopes)}   {each}", flush=True)
+    if plot:
+        _draw(told, plot)
+
+
+@main.command()
+@click.argument("what", type=click.Choice(tuple(GROWTHS)))
+@click.argument("size", type=int)
+def point(what: str, size: int) -> None:
+    """Measure one point in this process; print it as JSON."""
+    with tempfile.TemporaryDirectory() as scratch:
+        work = GROWTHS[what][1](size, Path(scratch))
+        began = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - began
+        peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        print(json.dumps({"seconds": seconds, "MB": sum(peaks) / 1e3}))
+
+
+def exponent(values: dict[int, float]) -> float:
+    """Return the slope of log value over log size, through the larger half of the sizes."""
+    larger = sorted(values)[len(values) // 2 :] if len(values) > 2 else sorted(values)
+    sizes, found = np.log(larger), np.log([values[size] for size in larger])
+    return float(np.polyfit(sizes, found, 1)[0]) if len(larger) > 1 else 0.0
+
+
+def _child(what: str, size: int) -> dict[str, float]:
+    words = [sys.executable, __file__, "point", what, str(size)]
+    result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def _draw(told: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    for axes, unit in zip(figure.subplots(1, 2), ("seconds", "MB"), strict=True):
+        for what, found in told.items():
+            axes.loglog(list(found), [each[unit] for each in found.values()], marker="o", label=what)
+        axes.set(xlabel="how many", ylabel=unit)
+        axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
