@@ -18,6 +18,7 @@ from typing import Any
 from serve import openvino
 from serve.errors import EngineError
 from serve.model import EXACT
+from serve.pads import symmetric
 
 AUTO = ("cuda", "openvino", "cpu")
 FORMS = "auto, cpu, openvino, cuda, cuda:N, tensorrt or tensorrt:N"
@@ -162,8 +163,9 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
         if device.kind == "tensorrt":
             _make(Path(table[0][1]["trt_engine_cache_path"]))
     try:
+        data = symmetric(model) if device.gpu else model
         # The runtime's own fallback would print, and quietly take the CPU.
-        session = onnxruntime.InferenceSession(model, options, providers=table, enable_fallback=0)
+        session = onnxruntime.InferenceSession(data, options, providers=table, enable_fallback=0)
     except Exception as error:  # the runtime's own exceptions share no base
         raise refused(error, device, f"the {device} device cannot run this model") from None
     if device.gpu and table[0][0] not in session.get_providers():
