@@ -15,7 +15,7 @@ from export.bundles.pack import pack, unpack
 from export.precision.half import halve
 from export.precision.quantise import calibrate, candidates, quantise
 from serve.bundle import EMBEDDED, Bundle, load
-from serve.devices import CPU, open_session
+from serve.devices import CPU, GPU_SETTINGS, Device, open_session, refused, runtime
 from serve.noise import draw
 from serve.pads import symmetric
 
@@ -80,6 +80,23 @@ def test_its_pictures_are_the_same_bytes(bundles: dict[str, Bundle], name: str) 
     assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["faces-int8", "smoke-int8"])
+def test_a_runtime_set_for_gpus_widens_int8_weights_as_it_loads_them(
+    bundles: dict[str, Bundle], name: str, tmp_path: Path
+) -> None:
+    options = runtime().SessionOptions()
+    options.graph_optimization_level = runtime().GraphOptimizationLevel.ORT_ENABLE_BASIC  # what comes before devices
+    options.optimized_model_filepath = str(tmp_path / "basic.onnx")
+    for key in GPU_SETTINGS.keys() - {"session.disable_cpu_ep_fallback"}:
+        options.add_session_config_entry(key, GPU_SETTINGS[key])
+    runtime().InferenceSession(bundles[name].data, options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "basic.onnx").graph
+    constants = {each.name for each in graph.initializer}
+    dequantised = [node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"]
+    assert dequantised
+    assert not constants.intersection(dequantised)
+
+
 @pytest.mark.parametrize(
     "attributes",
     [
@@ -103,3 +120,19 @@ def test_any_transposed_convolution_gives_what_it_gave(attributes: dict[str, obj
     x = rng.normal(size=(2, 3, 3, 5)).astype(np.float32)
     before, after = (open_session(each, CPU).run(None, {"x": x})[0] for each in (data, symmetric(data)))
     assert np.array_equal(before, after)
+
+
+def test_what_would_run_on_the_cpu_is_an_error_in_one_line(smoke_bundle: Path) -> None:
+    options = runtime().SessionOptions()
+    options.log_severity_level = 4
+    for key, value in GPU_SETTINGS.items():
+        options.add_session_config_entry(key, value)
+    elsewhere = [each for each in runtime().get_available_providers() if each != "CPUExecutionProvider"]
+    if elsewhere != ["AzureExecutionProvider"]:
+        pytest.skip("needs ONNX Runtime's CPU build, whose other provider has no kernels")
+    with pytest.raises(Exception, match="CPU EP") as caught:
+        runtime().InferenceSession(load(smoke_bundle).data, options, providers=elsewhere, enable_fallback=0)
+    assert str(refused(caught.value, Device("cuda"), "it failed")) == (
+        "the cuda:0 device cannot run this model by itself: a part of it would run on the CPU; export it again, or "
+        "pass --device cpu"
+    )
