@@ -18,6 +18,7 @@ from typing import Any
 from serve import openvino
 from serve.errors import EngineError
 from serve.model import EXACT
+from serve.pads import symmetric
 
 AUTO = ("cuda", "openvino", "cpu")
 FORMS = "auto, cpu, openvino, cuda, cuda:N, tensorrt or tensorrt:N"
@@ -31,6 +32,12 @@ MOST_REASON = 300  # characters of a runtime's message that are passed on
 
 Providers = list[tuple[str, dict[str, str]]]
 CPU_PROVIDERS: Providers = [("CPUExecutionProvider", {})]
+GPU_SETTINGS = {
+    # What a GPU has no kernel for is an error. The runtime would run it on the CPU, without a word.
+    "session.disable_cpu_ep_fallback": "1",
+    # CUDA cannot widen the 32-bit biases of an int8 model: the runtime is to widen all of its weights as it loads them.
+    "session.disable_quant_qdq": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,8 @@ def providers(
 ) -> Providers:
     """Return the ONNX Runtime providers of a device, the preferred one first: (name, options).
 
+    The CPU's is not among a GPU's: the runtime refuses it beside GPU_SETTINGS.
+
     Args:
         device: The device; not OpenVINO.
         buckets: The batch sizes that will run.
@@ -131,9 +140,9 @@ def providers(
         return CPU_PROVIDERS
     cuda = ("CUDAExecutionProvider", _cuda(device, cuda_graphs, arithmetic))
     if device.kind == "cuda":
-        return [cuda, *CPU_PROVIDERS]
+        return [cuda]
     options = _tensorrt(device, min(buckets), max(buckets), noise_size, cache, arithmetic)
-    return [("TensorrtExecutionProvider", options), cuda, *CPU_PROVIDERS]
+    return [("TensorrtExecutionProvider", options), cuda]
 
 
 def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS, threads: int = 0) -> Any:
@@ -157,13 +166,16 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
         if table[0][0] not in onnxruntime.get_available_providers() or not NVIDIA_DRIVER.exists():
             return None
         options.use_deterministic_compute = True
+        for key, value in GPU_SETTINGS.items():
+            options.add_session_config_entry(key, value)
         if not _load_libraries(onnxruntime, device):
             return None
         if device.kind == "tensorrt":
             _make(Path(table[0][1]["trt_engine_cache_path"]))
     try:
+        data = symmetric(model) if device.gpu else model
         # The runtime's own fallback would print, and quietly take the CPU.
-        session = onnxruntime.InferenceSession(model, options, providers=table, enable_fallback=0)
+        session = onnxruntime.InferenceSession(data, options, providers=table, enable_fallback=0)
     except Exception as error:  # the runtime's own exceptions share no base
         raise refused(error, device, f"the {device} device cannot run this model") from None
     if device.gpu and table[0][0] not in session.get_providers():
@@ -176,6 +188,11 @@ def refused(error: Exception, device: Device, what: str) -> EngineError:
     text = " ".join(str(error).split())
     if re.search(r"out of memory|(failed|unable) to allocate|bad[_ ]alloc|ALLOC_FAILED", text, re.IGNORECASE):
         return EngineError(f"the {device} device is out of memory; choose a smaller batch, or free memory on it")
+    if "fallback to CPU EP has been explicitly disabled" in text:
+        return EngineError(
+            f"the {device} device cannot run this model by itself: a part of it would run on the CPU; export it again, "
+            "or pass --device cpu"
+        )
     # NVIDIA's own words where there are some, else what stands behind the runtime's codes, files and functions.
     found = re.search(r"CU\w+ failure \d+: .*?(?= ;)", text)
     reason = found[0] if found else re.split(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", text)[-1]

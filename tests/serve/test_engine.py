@@ -124,9 +124,9 @@ def test_auto_prefers_a_gpu_and_ends_with_the_cpu(smoke_bundle: Path) -> None:
     assert Engine(load(smoke_bundle)).device.partition(":")[0] in AUTO
 
 
-def test_gpus_compute_in_float32_and_fall_back_in_order(tmp_path: Path) -> None:
+def test_gpus_compute_in_float32_and_leave_nothing_to_the_cpu(tmp_path: Path) -> None:
     cuda = providers(Device("cuda", 1), [8, 32], 64, tmp_path)
-    assert [name for name, _ in cuda] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert [name for name, _ in cuda] == ["CUDAExecutionProvider"]
     assert cuda[0][1] == {
         "device_id": "1",
         "use_tf32": "0",
