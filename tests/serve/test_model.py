@@ -22,7 +22,7 @@ from serve.noise import draw
 WHOLE = (
     "seed, start and count must be whole numbers from 0, seed below 2^64, and start + count 2^63 or less. Received: "
 )
-MEMBERS = ("card", "digest", "name", "batch", "sample", "pictures", "decode", "stream")
+MEMBERS = ("card", "digest", "arithmetic", "name", "batch", "sample", "pictures", "decode", "stream")
 
 
 class Awaited:
@@ -30,7 +30,8 @@ class Awaited:
 
     def __init__(self, model: AsyncModel, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self.model, self.wait = model, wait
-        self.card, self.digest, self.name, self.batch = model.card, model.digest, model.name, model.batch
+        self.card, self.digest, self.arithmetic = model.card, model.digest, model.arithmetic
+        self.name, self.batch = model.name, model.batch
 
     def sample(self, *arguments: Any, **more: Any) -> Images:
         return self.wait(self.model.sample(*arguments, **more))
@@ -86,6 +87,7 @@ def test_it_has_every_member(model: GenerativeModel, smoke_bundle: Path) -> None
     assert isinstance(model, GenerativeModel)
     bundle = load(smoke_bundle)
     assert (model.card, model.digest, model.name) == (bundle.card, bundle.digest, "smoke")
+    assert model.arithmetic == "exact"
     assert model.batch >= 1
     listed = {name for name in dir(GenerativeModel) if not name.startswith("_")} | {*GenerativeModel.__annotations__}
     assert listed == set(MEMBERS)
