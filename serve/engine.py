@@ -1,8 +1,6 @@
 """The engine: a bundle on a device. It takes noise and gives uint8 images, and knows nothing of files or wires.
 
-Batches run in a few fixed sizes, the buckets, and what is short is padded: providers tune themselves per
-shape, and the noise contract needs a sample to be the same bytes whatever shares its batch. That is not
-taken on trust: at warm-up every bucket has to give the same bytes as the largest, or it is not used.
+Batches run in a few fixed sizes (`serve.buckets`), and what is short is padded.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from serve import devices, openvino
+from serve.buckets import Buckets, reference, sizes
 from serve.bundle import Bundle
 from serve.card import Card
 from serve.devices import Device
@@ -28,8 +27,6 @@ from serve.model import EXACT, Decode, Images, as_noise, check_sampling
 from serve.noise import Noise, draw
 from serve.text import quoted
 
-BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
-SEEN = 8  # samples, at least, that each bucket is compared in at warm-up
 ARITHMETICS = ("exact", "fast")
 COMPARED = 16  # samples that fast arithmetic is compared with exact in
 MOST_DIFFERENCE = 1.0  # grey levels on average, of these; as many as export-onnx allows int8
@@ -72,8 +69,8 @@ class Engine:
         digest: SHA-256 of the bundle.
         device: Where it runs, such as "cpu" or "cuda:0".
         arithmetic: What it computes in: "exact", or "bfloat16", "tf32" or "float16".
-        difference: Of its samples from those of exact arithmetic, as measured at warm-up; None where it is exact.
-        buckets: The batch sizes in use, ascending.
+        difference: Of its samples from those of exact arithmetic, as measured at the start; None where it is exact.
+        batch: The most samples that one `compute` takes.
 
     Raises:
         EngineError: no ONNX Runtime, no such device, too little memory, a graph that the runtime refuses or that
@@ -106,8 +103,10 @@ class Engine:
                 raise EngineError(f"CUDA graphs need a cuda device. Received: {device!r}")
         for each in chosen:
             numbers = devices.fastest(each) if arithmetic == "fast" else EXACT
+            tried = sizes(each, batch)
+            decisive = reference(each, tried[-1])
             try:
-                runs = _open(bundle, each, numbers, sizes(each, batch), threads, cuda_graphs, cache)
+                runs = _open(bundle, each, numbers, sorted({*tried, decisive}), threads, cuda_graphs, cache)
             except EngineError as error:
                 if each == chosen[-1]:
                     raise
@@ -123,8 +122,10 @@ class Engine:
         # The runtime keeps a GPU's handles and CUDA graphs by thread: those of the warm-up are to be those in use.
         self._thread = ThreadPoolExecutor(1, "engine") if each.gpu else None
         self.device, self.arithmetic = str(each), numbers
-        self.buckets = self._warm_up(sorted(runs))
-        self._runs = {size: runs[size] for size in self.buckets}
+        self.batch = tried[-1]
+        name = f"{self.name} on {self.device}"
+        least = 2 if each.gpu else 1  # the first run records the CUDA graph that the others replay
+        self._buckets = Buckets(tried, decisive, self._run_bucket, self.card.noise_size, name, least)
         self.difference: Difference | None = None
         if numbers != EXACT:
             exact = _open(bundle, each, EXACT, [COMPARED], threads, False, cache)[COMPARED]
@@ -139,15 +140,15 @@ class Engine:
         return self.card.name
 
     @property
-    def batch(self) -> int:
-        """Samples in the largest bucket."""
-        return self.buckets[-1]
+    def buckets(self) -> list[int]:
+        """The batch sizes in use, ascending. All have run then; otherwise each is compared before its first use."""
+        return self._buckets.usable()
 
     def compute(self, noise: Noise) -> Images:
         """Return the images of noise float32 [n, noise_size], 1 <= n <= batch: uint8 [n, height, width, channels].
 
-        One run of one bucket; only noise that is short of a bucket is copied. The images are the caller's: no later
-        run writes to them. Threads may call this together; a GPU takes one call at a time.
+        One run of one bucket, as a rule; only noise that is short of a bucket is copied. The images are the caller's:
+        no later run writes to them. Threads may call this together; a GPU takes one call at a time.
 
         Raises:
             ValueError: noise of another type or shape.
@@ -159,7 +160,10 @@ class Engine:
                 f"noise must be float32 [1 to {self.batch}, {self.card.noise_size}]. "
                 f"Received: {noise.dtype} {list(noise.shape)}"
             )
-        return self._run_bucket(noise, next(size for size in self.buckets if size >= rows))[:rows]
+        bucket = self._buckets.least(rows)
+        if bucket is None:
+            return np.concatenate([self.compute(noise[: rows // 2]), self.compute(noise[rows // 2 :])])
+        return self._run_bucket(noise, bucket)[:rows]
 
     def decode(self, noise: npt.ArrayLike) -> Images:
         """As `GenerativeModel.decode`."""
@@ -224,29 +228,6 @@ class Engine:
             )
         return found
 
-    def _warm_up(self, buckets: list[int]) -> list[int]:
-        """Run every bucket, full; return those whose samples are the largest one's, byte for byte."""
-        batch = buckets[-1]
-        shift = batch // 2
-        noise = draw(0, 0, batch + shift, self.card.noise_size)
-        wanted = self._run_bucket(noise[:batch], batch)
-        # Half of the samples again: in other rows, beside other samples.
-        if not np.array_equal(self._run_bucket(noise[shift:], batch)[: batch - shift], wanted[shift:]):
-            raise EngineError(
-                f"on the {self.device} device samples depend on what shares their batch, which breaks the noise "
-                "contract; choose another --device"
-            )
-        least = 2 if self._device.gpu else 1  # the first run records the CUDA graph that the others replay
-        agreed = [batch]
-        for bucket in buckets[:-1]:
-            starts = np.linspace(1, batch - bucket, max(least, SEEN // bucket)).astype(int)
-            parts = [slice(at, at + bucket) for at in starts]
-            if all(np.array_equal(self._run_bucket(noise[part], bucket), wanted[part]) for part in parts):
-                agreed.append(bucket)
-            else:
-                log.info("%s on %s: batches of %d differ from those of %d", self.name, self.device, bucket, batch)
-        return sorted(agreed)
-
 
 class Binding:
     """A session whose noise and images each have one place, for batches of one size. One thread at a time.
@@ -273,17 +254,6 @@ class Binding:
         images: Images = self._images.numpy()
         # From a device it is a copy already; in host memory it is the place itself, which the next run overwrites.
         return images if images.flags.owndata else images.copy()
-
-
-def sizes(device: Device, batch: int = 0) -> list[int]:
-    """Return the buckets to try on a device, ascending; the last is `batch`, or the device's default for 0."""
-    batch = batch or BATCH[device.kind]
-    # A CPU takes as long as there are rows, so no batch is padded by more than half its size. A GPU should take
-    # about as long for 8 as for 1, and each bucket costs it memory and warm-up.
-    steps = (
-        (8 * 4**power for power in range(16)) if device.gpu else (1, 2, *(n << p for p in range(16) for n in (3, 4)))
-    )
-    return [*(size for size in steps if size < batch), batch]
 
 
 def _why_exact(device: Device) -> str:

@@ -52,6 +52,8 @@ def engines(settings: Settings) -> Callable[[Bundle], Sequence[Backend]]:
             )
             for device in settings.device
         ]
+        for engine in made:
+            log.debug("%s on %s: batches of %s", engine.name, engine.device, engine.buckets)  # which runs all of them
         probes = [engine.compute(draw(0, 0, min(PROBE, engine.batch), bundle.card.noise_size)) for engine in made]
         for engine, probe in zip(made[1:], probes[1:], strict=True):
             if engine.arithmetic != made[0].arithmetic or not np.array_equal(probe, probes[0]):

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from serve import Engine, EngineError, load
+from serve.buckets import sizes
 from serve.bundle import Bundle, check, metadata
 from serve.card import Card
 from serve.devices import AUTO, NVIDIA_DRIVER, Device, candidates, open_session, parse, providers, refused, runtime
-from serve.engine import Binding, sizes
+from serve.engine import Binding
 from serve.model import Images
 from serve.noise import draw
 from tests.conftest import assert_clear_error, command
@@ -200,7 +201,7 @@ def test_a_machine_with_too_little_memory_says_so() -> None:
     script = (
         "import re, resource; from serve import Engine, load; Engine(load(), 'cpu', batch=1);"
         "used = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024;"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2); Engine(load(), 'cpu', batch=512)"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2); Engine(load(), 'cpu', batch=512).sample(0, 0, 512)"
     )
     if not sys.platform.startswith("linux"):
         pytest.skip("needs Linux's /proc")

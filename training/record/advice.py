@@ -139,9 +139,10 @@ def collapse(run: Run) -> str:
     known = run.diagnostics
     name = run.default_prior
     if known["error"] > BLURRED:
+        much = "little" if known["error"] < 1 else "no"
         return (
-            f"reconstructions are little better than the average picture (error {known['error']:.2f} of the pictures' "
-            f"variance, where .45 is recognisable)"
+            f"reconstructions are {much} better than the average picture (error {known['error']:.2f} of the pictures' "
+            "variance, where .45 is recognisable)"
         )
     if known["diversity"][name] < ALIKE:
         return f"samples of prior {name} are nearly alike ({known['diversity'][name]:.2f} of the pictures' variance)"
