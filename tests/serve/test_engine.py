@@ -201,7 +201,8 @@ def test_a_machine_with_too_little_memory_says_so() -> None:
     script = (
         "import re, resource; from serve import Engine, load; Engine(load(), 'cpu', batch=1);"
         "used = int(re.search(r'VmSize:\\s+(\\d+)', open('/proc/self/status').read())[1]) * 1024;"
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2); Engine(load(), 'cpu', batch=512).sample(0, 0, 512)"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2);"
+        "Engine(load(), 'cpu', batch=512).sample(0, 0, 512)"
     )
     if not sys.platform.startswith("linux"):
         pytest.skip("needs Linux's /proc")
@@ -288,6 +289,23 @@ def test_a_bucket_whose_samples_differ_is_not_used() -> None:
     engine = Engine(_bundle(*size), device="cpu", batch=16)
     assert engine.buckets == [4, 6, 8, 12, 16]
     assert np.array_equal(engine.sample(0, 0, 1), engine.sample(0, 0, 16)[:1])
+
+
+def test_the_largest_batch_changes_no_sample_even_where_batches_differ() -> None:
+    for most in (1, 3, 5):  # batches below 4 and above 10 are a grey level brighter
+        between = [
+            helper.make_node("Shape", ["noise"], ["batch_and_4"], end=1),
+            helper.make_node("Cast", ["batch_and_4"], ["count"], to=TensorProto.FLOAT),
+            helper.make_node("Constant", [], ["middle"], value_float=7.0),
+            helper.make_node("Sub", ["count", "middle"], ["off"]),
+            helper.make_node("Abs", ["off"], ["far"]),
+            helper.make_node("Constant", [], ["most"], value_float=3.5),
+            helper.make_node("Greater", ["far", "most"], ["beyond"]),
+            helper.make_node("Cast", ["beyond"], ["extra"], to=TensorProto.FLOAT),
+        ]
+        small, large = (Engine(_bundle(*between), device="cpu", batch=batch) for batch in (most, 32))
+        assert large.buckets == [4, 6, 8]
+        assert np.array_equal(small.sample(0, 0, 50), large.sample(0, 0, 50))
 
 
 def test_a_graph_in_which_samples_see_each_other_is_refused() -> None:
