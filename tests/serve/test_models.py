@@ -244,7 +244,7 @@ def test_no_request_fails_while_a_model_is_swapped_under_load(
     for number, data in enumerate(looks):
         path = folder.parent / f"{number}.onnx"
         path.write_bytes(data)
-        engine = Engine(load(path), device="cpu")
+        engine = Engine(load(path))
         engines[engine.digest] = engine.sample(3, 0, 500)
     stop, problems, seen = threading.Event(), [], set()
 
