@@ -65,6 +65,18 @@ def test_exporter(models: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sampling(models: Path, report: Path) -> None:
+    few = ["--recipe", "smoke", "--batch", 4, "--rounds", 1, "--seconds", 0]
+    said = bench("sampling", *few, "--keep", models, "--json", report)
+    told = figures(report)
+    for name in ("Keras predict", "tf.function", "tf2onnx's graph, OpenVINO", "tf2onnx's graph, ONNX Runtime"):
+        assert name in told
+    for precision in ("fp32", "int8"):
+        assert {f"ours, {precision}, cpu, exact", f"ours, {precision}, openvino, exact"} <= told.keys()
+    assert ("torch eager" in told) != ("left out: torch: " in said)
+
+
+@pytest.mark.slow
 def test_train(report: Path) -> None:
     bench("train", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "batch=4", "--json", report)
     trained, alone = figures(report)
