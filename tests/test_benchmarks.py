@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from serve.bundle import DEFAULT
 from tests.conftest import BIN
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+DOCS = FOLDER.parent / "docs"
 LIBRARIES = {"faults", "ledger", "measure"}  # of soak.py, and of all that measure
 
 
@@ -99,7 +101,7 @@ def test_second_stage(report: Path) -> None:
 
 def test_resize(tmp_path: Path) -> None:
     bench("resize", "--out", tmp_path / "resize.png")
-    drawn, shown = (np.asarray(Image.open(each / "resize.png")) for each in (tmp_path, FOLDER.parent / "docs"))
+    drawn, shown = (np.asarray(Image.open(each / "resize.png")) for each in (tmp_path, DOCS))
     assert drawn.shape == shown.shape
     assert np.abs(drawn.astype(int) - shown).mean() < 1  # the titles' font may be another version's
 
@@ -123,6 +125,13 @@ def test_server(smoke_bundle: Path, report: Path) -> None:
         assert title in said
     for name in ("engine in process", "serve-vae, 2 clients", "p99", "raw, 8 streams", "png, 8 streams"):
         assert name in figures(report)
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    assert list((DOCS / "benchmarks").glob("*.json")), "make bench writes some"
+    shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
+    bench("render", "--docs", tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text() == (DOCS / "benchmarks.md").read_text(), "make bench renews it"
 
 
 @pytest.mark.slow
