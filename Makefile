@@ -1,14 +1,18 @@
-# make faces   1000 generated faces and a contact sheet, with a light install
-# make test    the whole test suite
-# make check   format, lint, types, import arrows, wire contracts: what CI and pre-commit run
-# make protos  generate the stubs in serve/stubs
-# make lock    renew requirements.lock
+# make faces       1000 generated faces and a contact sheet, with a light install
+# make test        the whole test suite
+# make check       format, lint, types, import arrows, wire contracts: what CI and pre-commit run
+# make bench       measure what docs/benchmarks.md shows, in about ten minutes on two quiet cores
+# make bench-full  the same, in more and longer rounds and larger batches; with TORCH=PYTHON both try torch as well
+# make protos      generate the stubs in serve/stubs
+# make lock        renew requirements.lock
 
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH := $(BIN)/python benchmarks
+FIGURES := docs/benchmarks
 STUBS := sampling/v1/sampling.proto admin/v1/admin.proto onnx/v1/model.proto inference.proto
 
-.PHONY: faces test check format protos lock clean
+.PHONY: faces test check bench bench-full format protos lock clean
 
 faces: .venv/light
 	$(BIN)/sample-cli --n 1000 --out faces/ --grid
@@ -23,6 +27,23 @@ check: .venv/full
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against tests/data/protos-0.1.0.binpb
+
+bench: LENGTH := --rounds 3
+bench: LOAD := --seconds 1
+bench: BATCHES := --batch 1 --batch 16 --batch 64
+bench-full: LENGTH := --rounds 9
+bench-full: LOAD := --seconds 4
+
+# CelebA's chain is converted once: sampling.py takes the models that exporter.py keeps.
+bench bench-full: .venv/full
+	$(BENCH)/exporter.py $(LENGTH) --batch 64 --keep .venv/celeba --json $(FIGURES)/exporter.json
+	$(BENCH)/sampling.py $(LENGTH) $(BATCHES) --recipe celeba --keep .venv/celeba $(TORCH:%=--torch %) --json $(FIGURES)/sampling-celeba.json
+	$(BENCH)/sampling.py $(LENGTH) $(BATCHES) --recipe faces $(TORCH:%=--torch %) --json $(FIGURES)/sampling-faces.json
+	$(BENCH)/sample.py $(LENGTH) --json $(FIGURES)/sample.json
+	$(BENCH)/server.py $(LENGTH) $(LOAD) --json $(FIGURES)/server.json
+	$(BENCH)/train.py $(LENGTH) --steps 4 --try batch=50 --json $(FIGURES)/train.json
+	$(BENCH)/second_stage.py $(LENGTH) --json $(FIGURES)/second_stage.json
+	$(BENCH)/render.py
 
 format: .venv/full
 	$(BIN)/ruff format .

@@ -3,16 +3,14 @@
 python benchmarks/exporter.py                                   CelebA's chain, 50 million weights
 python benchmarks/exporter.py --recipe faces --batch 32 --device cpu --device openvino
 
-Each conversion runs in a process of its own, for its peak memory. Graphs are timed in one interleaved run, whose
-medians are told. Weights are random: speed does not depend on them, but int8's error does.
+Each conversion runs in a process of its own, for its peak memory. Weights are random: speed does not depend on them,
+but int8's error does.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measure import Row, Table, finish, interleave, json_option, speed
 
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-WAYS = ("naive", "ours")
+NAIVE = "tf2onnx, unchanged"
+WAYS = {"naive": NAIVE, "ours": "ours"}
+UNITS = {"seconds": "s", "peak": "MB of memory", "nodes": "nodes", "size": "MB of file"}  # of a conversion's facts
 
 
 @click.group(invoke_without_command=True)
@@ -37,6 +35,7 @@ WAYS = ("naive", "ours")
 @click.option("--device", "devices", multiple=True, default=("cpu", "openvino"), show_default=True)
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--keep", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep the models there.")
+@json_option
 def main(
     context: click.Context,
     recipe: str,
@@ -44,41 +43,62 @@ def main(
     devices: tuple[str, ...],
     rounds: int,
     keep: Path | None,
+    report: Path | None,
 ) -> None:
-    """Print the tables of docs/export.md."""
+    """Print what a conversion takes, and images a second of the models."""
     if context.invoked_subcommand:
         return
+    from serve.devices import parse
+    from serve.noise import draw
+
     with tempfile.TemporaryDirectory() as temporary:
         folder = keep or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        told = {way: _child(way, recipe, folder) for way in WAYS}
-        print(f"{'':10}{'seconds':>9}{'peak MB':>9}{'nodes':>7}{'MB':>7}   of which")
-        for way, facts in told.items():
-            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in facts["parts"].items())
-            seconds = sum(facts["parts"].values())
-            print(f"{way:10}{seconds:9.1f}{facts['peak']:9,.0f}{facts['nodes']:7}{facts['size']:7.1f}   {parts}")
-        from serve import devices as runtimes
-        from serve.noise import draw
-
-        print(f"int8 from fp32: {told['ours']['difference']}")
-        paths = {path.stem: path for path in sorted(folder.glob("*.onnx"), key=lambda path: path.stem != "naive")}
-        size = told["ours"]["noise"]
-        for device in map(runtimes.parse, devices):
-            table = runtimes.providers(device, sorted(batches), size, folder / "tensorrt")
-            sessions = {name: runtimes.open_session(path.read_bytes(), device, table) for name, path in paths.items()}
-            if None in sessions.values():
-                print(f"{device}: no such device here")
+        told = {way: child(way, recipe, folder) for way in WAYS}
+        tables = [_costs(recipe, told)]
+        tables[0].show()
+        paths = sorted(folder.glob("*.onnx"), key=lambda path: (path.stem != "naive", path.stem))
+        size, left_out = told["ours"]["noise"], []
+        for device in map(parse, devices):
+            runs = {NAIVE if path.stem == "naive" else path.stem: opened(path, device, batches, size) for path in paths}
+            if None in runs.values():
+                left_out.append(f"{device}: there is no such device here")
                 continue
             for batch in batches:
                 noise = draw(0, 0, batch, size)
-                runs: dict[str, Callable[[], Any]] = {
-                    name: partial(each.run, ["images"], {"noise": noise}) for name, each in sessions.items()
-                }
-                _print_speeds(f"{device}, batches of {batch}", runs, batch, rounds)
+                work = {name: partial(speed, partial(run, noise), batch) for name, run in runs.items()}
+                rows = [Row(name, "images/s", values) for name, values in interleave(work, rounds).items()]
+                tables.append(Table(f"The chain of {recipe} on {device}, batches of {batch}", rows, [NAIVE]))
+                tables[-1].show()
+        finish(report, __doc__, tables, left_out)
+
+
+def opened(path: Path, device: Any, batches: tuple[int, ...], size: int) -> Any:
+    """Return what runs a model file on a device, noise to images; None where the device is not there.
+
+    Not by the public `serve.Engine`, which takes bundles alone: tf2onnx's graph is none.
+    """
+    from serve import devices, openvino
+
+    data = path.read_bytes()
+    if device.kind == "openvino":
+        return openvino.open_model(data)
+    table = devices.providers(device, sorted(batches), size, path.parent / "tensorrt")
+    session = devices.open_session(data, device, table)
+    return session and (lambda noise: session.run(["images"], {"noise": noise}))
+
+
+def _costs(recipe: str, told: dict[str, dict[str, Any]]) -> Table:
+    rows = []
+    for way, facts in told.items():
+        facts["seconds"] = sum(facts["parts"].values())
+        rows += [Row(WAYS[way], unit, [facts[name]]) for name, unit in UNITS.items()]
+        rows += [Row(f"{WAYS[way]}: {name}", "s", [seconds]) for name, seconds in facts["parts"].items()]
+    title = f"The chain of {recipe}, converted once each; int8 is from fp32 {told['ours']['difference']}"
+    return Table(title, rows, [NAIVE])
 
 
 @main.command()
-@click.argument("way", type=click.Choice(WAYS))
+@click.argument("way", type=click.Choice(list(WAYS)))
 @click.argument("recipe")
 @click.argument("folder", type=click.Path(path_type=Path))
 def convert(way: str, recipe: str, folder: Path) -> None:
@@ -99,13 +119,16 @@ def convert(way: str, recipe: str, folder: Path) -> None:
 
 def build(name: str) -> Any:
     """Return a recipe's chain, untrained, with statistics for batch normalisation that are not 0 and 1."""
-    import keras
     import numpy as np
 
-    from export.chain import Affine, ToUint8
+    # What the public interface exports is a trained run, and what it writes is verified: neither is measured here.
     from training.model.networks import image_decoder, latent_decoder
     from training.model.normalise import Normalisation
     from training.recipes import RECIPES
+
+    # After training, which keeps TensorFlow quiet.
+    import keras  # isort: skip
+    from export.chain import Affine, ToUint8  # isort: skip
 
     recipe = RECIPES[name]()
     keras.utils.set_random_seed(0)
@@ -199,7 +222,9 @@ def join_branches(graph: Any) -> int:
     return joined
 
 
-def _child(way: str, recipe: str, folder: Path) -> dict[str, Any]:
+def child(way: str, recipe: str, folder: Path) -> dict[str, Any]:
+    """Convert in another process, into a folder that it makes if need be; return what it took."""
+    folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, __file__, "convert", way, recipe, str(folder)]
     result = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
@@ -208,21 +233,6 @@ def _child(way: str, recipe: str, folder: Path) -> dict[str, Any]:
 
 def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-
-
-def _print_speeds(title: str, runs: dict[str, Callable[[], Any]], batch: int, rounds: int) -> None:
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            if turn:  # the first warms up
-                seconds[name].append(time.perf_counter() - began)
-    print(f"\n{title}, median of {rounds}")
-    slow = statistics.median(seconds["naive"])
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        print(f"  {name:24}{batch / middle:8.1f} images/s{slow / middle:7.2f} x naive")
 
 
 if __name__ == "__main__":

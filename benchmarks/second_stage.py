@@ -8,20 +8,25 @@ python benchmarks/second_stage.py --recipe faces --try second_dim=2048
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from measure import Row, Table, finish, interleave, json_option, speed
 
+from training import RECIPES
+
+# Not of the public interface, which trains whole runs: a step is timed here without what a run keeps and shows.
 from training.fit.batches import Epoch
 from training.model.autoencoder import xla
 from training.model.build import latent_vae
 from training.model.latents import Posteriors
-from training.recipes import recipe
 from training.record.stage import second_schedule
+
+PRODUCTS = "their matrix products alone"
 
 
 @click.command()
@@ -29,12 +34,14 @@ from training.record.stage import second_schedule
 @click.option("--try", "trials", multiple=True, default=("",), help="Settings, KEY=VALUE[,KEY=VALUE ...] (repeatable).")
 @click.option("--steps", default=30, show_default=True, help="Minibatches a round.")
 @click.option("--rounds", default=5, show_default=True)
-def main(name: str, trials: tuple[str, ...], steps: int, rounds: int) -> None:
+@json_option
+def main(name: str, trials: tuple[str, ...], steps: int, rounds: int, report: Path | None) -> None:
     """Time the training step and its matrix products, interleaved."""
     import keras  # after training, which chooses the backend's settings
 
+    tables = []
     for trial in trials:
-        wanted = recipe(name).set(part for part in trial.split(",") if part)
+        wanted = RECIPES[name]().set(part for part in trial.split(",") if part)
         rng = np.random.default_rng(0)
         size = wanted.batch2 or wanted.batch
         shape = (size * steps, wanted.latent_dim)
@@ -51,16 +58,15 @@ def main(name: str, trials: tuple[str, ...], steps: int, rounds: int) -> None:
             for _ in range(steps):
                 multiply()  # noqa: B023
 
-        train()
-        bare()
-        rates = [(seconds(train), seconds(bare)) for _ in range(rounds)]
-        trained, bound = (len(latents) / statistics.median(column) for column in zip(*rates, strict=True))
-        ratio = statistics.median(bare / full for full, bare in rates)
+        work = {"training steps": train, PRODUCTS: bare}
+        found = interleave({each: partial(speed, run, len(latents)) for each, run in work.items()}, rounds)
         flops = 6 * sum(int(np.prod(kernel.shape)) for kernel in kernels)
-        print(
-            f"{trial or 'as it is':30} {trained:9,.0f} latents/s, {bound:9,.0f} by the products alone "
-            f"({bound * flops / 1e9:.0f} GFLOP/s): {ratio:.2f} of that"
-        )
+        rows = [Row(each, "latents/s", values) for each, values in found.items()]
+        rows.append(Row(PRODUCTS, "GFLOP/s", [value * flops / 1e9 for value in found[PRODUCTS]]))
+        title = f"Stage 2 by {keras.backend.backend()}, recipe {name}, {trial or 'as it is'}"
+        tables.append(Table(title, rows, [PRODUCTS]))
+        tables[-1].show()
+    finish(report, __doc__, tables)
 
 
 def products(shapes: list[tuple[int, ...]], batch: int) -> Callable[[], object]:
@@ -91,13 +97,6 @@ def products(shapes: list[tuple[int, ...]], batch: int) -> Callable[[], object]:
 
     compiled = tensorflow.function(step)
     return lambda: compiled(*flat).numpy()
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long a piece of work takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

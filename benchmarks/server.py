@@ -4,8 +4,8 @@
     python benchmarks/server.py --triton pytriton/tritonserver --litserve lit/bin/python    (see peers.py)
     python benchmarks/server.py --stream 100000      one stream read to its end
 
-Everything is measured in turns, round after round, on one machine: the engine alone, clients of our server, the same
-number of clients of the peers. Figures are medians over the rounds; ratios are of one round each, and their median.
+The engine alone, clients of our server, and the same number of clients of the peers take turns. Latency is that of
+half the load that the server can take.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from typing import TYPE_CHECKING
 
 import click
 import numpy as np
+import numpy.typing as npt
+from measure import Row, Table, finish, interleave, json_option, speed
 
-from serve.bundle import DEFAULT, Bundle, load
-from serve.client import Client
-from serve.engine import Engine
-from serve.model import Images
-from serve.noise import Noise
+from serve import Client, Engine, load
 
 if TYPE_CHECKING:
     from peers import Peer  # itself later: Triton's client and our server's stubs cannot share a process
@@ -42,6 +40,10 @@ SHORT = 16  # samples of a request whose latency is told
 BESIDE = ((8, 1), (8, 16), (64, 1), (64, 16))  # clients and samples a request that peers are asked for too
 WARM = 0.5  # of a measurement's seconds, before it begins
 
+ALONE = "engine in process"
+AFTER = f"{ALONE}, just after"
+
+Images = npt.NDArray[np.uint8]
 # (seed, start, count) to pictures, as they come.
 Ask = Callable[[int, int, int], Iterator[Images]]
 
@@ -54,7 +56,7 @@ class Null:
         self.device, self.batch = "null", 256
         self._images = np.tile(engine.sample(0, 0, 32), (8, 1, 1, 1))
 
-    def compute(self, noise: Noise) -> Images:
+    def compute(self, noise: npt.NDArray[np.float32]) -> Images:
         return self._images[: len(noise)]
 
 
@@ -166,7 +168,7 @@ def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: in
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), default=DEFAULT)
+@click.option("--model", type=click.Path(path_type=Path), help="Instead of the embedded faces.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--seconds", default=4.0, show_default=True, help="A measurement.")
 @click.option("--rounds", default=3, show_default=True)
@@ -176,8 +178,9 @@ def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: in
 @click.option("--triton", "triton_folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--litserve", "litserve_python", type=click.Path(path_type=Path, exists=True))
 @click.option("--null", is_flag=True, hidden=True, help="Be the server with the null engine.")
+@json_option
 def main(
-    model: Path,
+    model: Path | None,
     device: str,
     seconds: float,
     rounds: int,
@@ -187,61 +190,66 @@ def main(
     triton_folder: Path | None,
     litserve_python: Path | None,
     null: bool,
+    report: Path | None,
 ) -> None:
-    """Print a table."""
+    """Print tables."""
     if null:
         asyncio.run(_serve_nothing(model))
         return
     from peers import litserve, triton
 
-    bundle = load(model)
+    bundle = load(model) if model else load()
     engine = Engine(bundle, device)
-    words = ["-c", "from serve.server.cli import main; main()", "--model", str(model), "--listen", "127.0.0.1:0"]
-    with ExitStack() as stack:
-        server = stack.enter_context(ours([*words, "--device", device]))
-        # Each runs only while it is measured: LitServe takes a tenth of a core even when nobody asks.
-        peers: list[Callable[[], AbstractContextManager[Peer]]] = []
-        peers += [partial(triton, triton_folder, bundle, 0)] if triton_folder else []
-        peers += [partial(litserve, litserve_python, bundle, 0)] if litserve_python else []
-        found: dict[str, list[float]] = {}
-
-        def note(name: str, value: float) -> float:
-            found.setdefault(name, []).append(value)
-            return value
-
-        for turn in range(rounds):
-            print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
-            alone = {}
-            for size in sizes:
-                connect_engine = _in_process(engine)
-                alone[size] = note(f"engine in process, requests of {size}", rate([connect_engine], size, seconds))
-            for clients, size in itertools.product(numbers, sizes):
-                name = f"serve-vae, {clients} clients, requests of {size}"
-                speed = note(name, rate([server.connect] * clients, size, seconds))
-                note(f"{name}: ratio", speed / alone[size])
-                for start in peers if (clients, size) in BESIDE else ():
-                    with start() as peer:
-                        theirs = rate([partial(connect, peer)] * clients, size, seconds)
-                        note(f"{peer.name}, {clients} clients, requests of {size}", theirs)
-            speed = note("serve-vae, one stream of 100,000 (its beginning)", rate([server.connect], 100_000, seconds))
-            note("serve-vae, one stream of 100,000 (its beginning): ratio", speed / alone[max(sizes)])
-        _print(bundle, engine, found)
+    title = f"{bundle.card.name}, {engine.device}"
+    chosen = ["--model", str(model)] if model else []
+    words = ["-c", "from serve.server.cli import main; main()", "--listen", "127.0.0.1:0", "--device", device, *chosen]
+    # Each runs only while it is measured: LitServe takes a tenth of a core even when nobody asks.
+    peers: dict[str, Callable[[], AbstractContextManager[Peer]]] = {}
+    if triton_folder:
+        peers["Triton"] = partial(triton, triton_folder, bundle, 0)
+    if litserve_python:
+        peers["LitServe"] = partial(litserve, litserve_python, bundle, 0)
+    with ours(words) as server:
+        work: dict[tuple[int, str], Callable[[], float]] = {}
+        for size in sizes:
+            work[size, ALONE] = partial(rate, [_in_process(engine)], size, seconds)
+            for clients in numbers:
+                work[size, f"serve-vae, {clients} clients"] = partial(rate, [server.connect] * clients, size, seconds)
+                for name, start in peers.items() if (clients, size) in BESIDE else ():
+                    work[size, f"{name}, {clients} clients"] = partial(_rate_of, start, clients, size, seconds)
+        long = "serve-vae, one stream of 100,000 (its beginning)"
+        work[max(sizes), long] = partial(rate, [server.connect], 100_000, seconds)
+        found = interleave(work, rounds, warm=False)  # each has a warm-up of its own
+        tables = [
+            Table(
+                f"{title}, requests of {size}",
+                [Row(name, "images/s", values) for (of, name), values in found.items() if of == size],
+                [ALONE],
+            )
+            for size in sizes
+        ]
         for size in (size for size in sizes if size <= SHORT):
             clients = sorted(numbers)[len(numbers) // 2]
-            half = statistics.median(found[f"serve-vae, {clients} clients, requests of {size}"]) / 2
+            half = statistics.median(found[size, f"serve-vae, {clients} clients"]) / 2
             took = latencies(server, size, half / size, 5 * seconds)
             p50, p99 = (1e3 * took[min(len(took) - 1, int(len(took) * part))] for part in (0.5, 0.99))
-            print(
-                f"half load ({half:.0f} images/s), requests of {size}: p50 {p50:.0f} ms, p99 {p99:.0f} ms ({len(took)})"
-            )
+            rows = [Row("p50", "ms", [p50]), Row("p99", "ms", [p99])]
+            load_title = f"{half:.0f} images/s in requests of {size} ({len(took)} of them)"
+            tables.append(Table(f"{title}, latency at half load, {load_title}", rows))
         if stream:
-            _whole_stream(server, engine, stream)
-    with ours([__file__, "--null", "--model", str(model)]) as nothing:
+            tables.append(_whole_stream(title, server, engine, stream, seconds))
+    with ours([__file__, "--null", *chosen]) as nothing:
         picture = int(np.prod(bundle.card.image_shape))
-        for encoding, clients in itertools.product(("raw", "png"), (1, 8)):
-            speed = statistics.median(wire(nothing, encoding, clients, seconds, picture) for _ in range(rounds))
-            rated = f"{speed:.0f} MB/s of pixels, {speed * 1e6 / picture:,.0f} images/s"
-            print(f"the wire alone, {encoding}, {clients} streams: {rated}", flush=True)
+        ways = {
+            f"{encoding}, {clients} streams": partial(wire, nothing, encoding, clients, seconds, picture)
+            for encoding, clients in itertools.product(("raw", "png"), (1, 8))
+        }
+        found_wire = interleave(ways, rounds, warm=False)
+        rows = [Row(name, "MB/s of pixels", values) for name, values in found_wire.items()]
+        tables.append(Table(f"{title}, the wire alone: an engine that costs nothing", rows))
+    for table in tables:
+        table.show()
+    finish(report, __doc__, tables)
 
 
 def _in_process(engine: Engine) -> Callable[[], AbstractContextManager[Ask]]:
@@ -252,35 +260,27 @@ def _in_process(engine: Engine) -> Callable[[], AbstractContextManager[Ask]]:
     return connect
 
 
-def _print(bundle: Bundle, engine: Engine, found: dict[str, list[float]]) -> None:
-    print(f"{bundle.card.name}, {engine.device}; images/s, median (lowest to highest)")
-    for name, values in found.items():
-        if not name.endswith("ratio"):
-            ratio = found.get(f"{name}: ratio")
-            text = f"   {statistics.median(ratio):.2f} of the engine" if ratio else ""
-            print(
-                f"{name:52} {statistics.median(values):8.1f} ({min(values):.1f} to {max(values):.1f}){text}", flush=True
-            )
+def _rate_of(start: Callable[[], AbstractContextManager[Peer]], clients: int, size: int, seconds: float) -> float:
+    with start() as peer:
+        return rate([partial(connect, peer)] * clients, size, seconds)
 
 
-def _whole_stream(server: Ours, engine: Engine, count: int) -> None:
+def _whole_stream(title: str, server: Ours, engine: Engine, count: int, seconds: float) -> Table:
     with server.connect() as ask:
-        began = time.monotonic()
-        made = sum(len(images) for images in ask(1, 0, count))
-        seconds = time.monotonic() - began
-    alone = rate([_in_process(engine)], 1000, 10)
-    print(
-        f"one stream of {made:,}: {made / seconds:.1f} images/s, {made / seconds / alone:.2f} of the engine just after"
-    )
+        whole = speed(lambda: sum(len(images) for images in ask(1, 0, count)), count)
+    alone = rate([_in_process(engine)], 1000, seconds)
+    rows = [Row("serve-vae, the whole stream", "images/s", [whole]), Row(AFTER, "images/s", [alone])]
+    return Table(f"{title}, one stream of {count:,}", rows, [AFTER])
 
 
-async def _serve_nothing(model: Path) -> None:
+async def _serve_nothing(model: Path | None) -> None:
+    # The public interface has no server for an engine of one's own.
     from serve.server.app import App
     from serve.server.settings import Settings
     from serve.server.telemetry import log_to_stderr
 
     log_to_stderr("text")
-    settings = Settings(listen="127.0.0.1:0", model=(model,), device=("cpu",))
+    settings = Settings(listen="127.0.0.1:0", model=(model,) if model else (), device=("cpu",))
     app = App(settings, lambda bundle: [Null(Engine(bundle, "cpu"))])
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +19,8 @@ from serve.bundle import DEFAULT
 from tests.conftest import BIN
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-LIBRARIES = {"faults", "ledger"}  # of soak.py
+DOCS = FOLDER.parent / "docs"
+LIBRARIES = {"faults", "ledger", "measure"}  # of soak.py, and of all that measure
 
 
 def bench(name: str, *words: object) -> str:
@@ -28,9 +31,28 @@ def bench(name: str, *words: object) -> str:
     return result.stdout
 
 
-def rates(text: str) -> list[float]:
-    """Return every figure of images a second."""
-    return [float(each.replace(",", "")) for each in re.findall(r"([\d,.]+) images/s", text)]
+def figures(report: Path) -> dict[str, list[float]]:
+    """Return what a benchmark wrote: the values of each row, by its name; each has one a round, above 0."""
+    facts = json.loads(report.read_text())
+    assert facts["machine"]["cores"]
+    assert report.name in facts["command"]
+    rows = {row["name"]: row["values"] for table in facts["tables"] for row in table["rows"]}
+    assert all(value > 0 for values in rows.values() for value in values)
+    return rows
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Path:
+    return tmp_path / "report.json"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where exporter.py left its models and what it measured."""
+    folder = tmp_path_factory.mktemp("models")
+    few = ["--recipe", "smoke", "--batch", 4, "--rounds", 1]
+    bench("exporter", *few, "--keep", folder, "--json", folder / "report.json")
+    return folder
 
 
 def test_every_benchmark_is_tried_here() -> None:
@@ -39,19 +61,29 @@ def test_every_benchmark_is_tried_here() -> None:
 
 
 @pytest.mark.slow
-def test_exporter() -> None:
-    said = bench("exporter", "--recipe", "smoke", "--batch", 4, "--device", "cpu", "--rounds", 1)
-    for name in ("naive", "ours", "fp32, branches joined", "fp32, rows split", "int8"):
-        assert f"{name} " in said
-    assert len(rates(said)) == 5
-    assert all(rates(said))
+def test_exporter(models: Path) -> None:
+    told = figures(models / "report.json")
+    assert told.keys() >= {"tf2onnx, unchanged", "ours", "fp32", "fp32, branches joined", "fp32, rows split", "int8"}
 
 
 @pytest.mark.slow
-def test_train() -> None:
-    said = bench("train", "--recipe", "smoke", "--steps", 2, "--try", "batch=4")
-    assert "batch=4 " in said
-    assert all(rates(said))
+def test_sampling(models: Path, report: Path) -> None:
+    few = ["--recipe", "smoke", "--batch", 4, "--rounds", 1, "--seconds", 0]
+    said = bench("sampling", *few, "--keep", models, "--json", report)
+    told = figures(report)
+    for name in ("Keras predict", "tf.function", "tf2onnx's graph, OpenVINO", "tf2onnx's graph, ONNX Runtime"):
+        assert name in told
+    for precision in ("fp32", "int8"):
+        assert {f"ours, {precision}, cpu, exact", f"ours, {precision}, openvino, exact"} <= told.keys()
+    assert ("torch eager" in told) != ("left out: torch: " in said)
+
+
+@pytest.mark.slow
+def test_train(report: Path) -> None:
+    bench("train", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "batch=4", "--json", report)
+    trained, alone = figures(report)
+    assert trained.startswith("batch=4 (encoder ")
+    assert alone == "batch=4, the pipeline alone"
 
 
 @pytest.mark.slow
@@ -68,33 +100,45 @@ def test_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_second_stage() -> None:
-    said = bench("second_stage", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "second_dim=8")
-    assert re.search(r"second_dim=8 +[\d,]+ latents/s", said)
+def test_second_stage(report: Path) -> None:
+    few = ["--recipe", "smoke", "--steps", 2, "--rounds", 1]
+    assert "second_dim=8" in bench("second_stage", *few, "--try", "second_dim=8", "--json", report)
+    assert figures(report).keys() == {"training steps", "their matrix products alone"}
 
 
 def test_resize(tmp_path: Path) -> None:
     bench("resize", "--out", tmp_path / "resize.png")
-    drawn, shown = (np.asarray(Image.open(each / "resize.png")) for each in (tmp_path, FOLDER.parent / "docs"))
+    drawn, shown = (np.asarray(Image.open(each / "resize.png")) for each in (tmp_path, DOCS))
     assert drawn.shape == shown.shape
     assert np.abs(drawn.astype(int) - shown).mean() < 1  # the titles' font may be another version's
 
 
 @pytest.mark.slow
-def test_sample(smoke_bundle: Path) -> None:
-    said = bench("sample", "--model", smoke_bundle, "--count", 8, "--rounds", 1, "--batch", 4)
-    assert len(rates(said)) == 2
-    assert all(rates(said))
+def test_sample(smoke_bundle: Path, report: Path) -> None:
+    few = ["--count", 8, "--rounds", 2, "--batch", 4, "--device", "cpu"]
+    said = bench("sample", "--model", smoke_bundle, *few, "--json", report)
+    told = figures(report)
+    assert told.keys() == {"in process, cpu, batches of 4", "through the server, one stream"}
+    for name, values in told.items():
+        assert len(values) == 2
+        assert name in said
 
 
 @pytest.mark.slow
-def test_server(smoke_bundle: Path) -> None:
+def test_server(smoke_bundle: Path, report: Path) -> None:
     few = ["--seconds", 0.1, "--rounds", 1, "--clients", 2, "--size", 16, "--stream", 64]
-    said = bench("server", "--model", smoke_bundle, "--device", "cpu", *few)
-    for name in ("engine in process, requests of 16", "serve-vae, 2 clients, requests of 16", "one stream of 64"):
-        assert name in said
-    for encoding in ("raw", "png"):
-        assert f"the wire alone, {encoding}, 8 streams" in said
+    said = bench("server", "--model", smoke_bundle, "--device", "cpu", *few, "--json", report)
+    for title in ("requests of 16", "latency at half load", "one stream of 64", "the wire alone"):
+        assert title in said
+    for name in ("engine in process", "serve-vae, 2 clients", "p99", "raw, 8 streams", "png, 8 streams"):
+        assert name in figures(report)
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    assert list((DOCS / "benchmarks").glob("*.json")), "make bench writes some"
+    shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
+    bench("render", "--docs", tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text() == (DOCS / "benchmarks.md").read_text(), "make bench renews it"
 
 
 @pytest.mark.slow
