@@ -98,13 +98,11 @@ class Buckets:
             return self._agreed[size]
 
     def _gives_the_same(self, size: int) -> bool:
-        noise, wanted = self._noise, self._wanted
-        if size > self._reference:
-            noise = draw(0, 0, size + 1, self._noise_size)
-            parts = [noise[at : at + self._reference] for at in range(0, len(noise), self._reference)]
-            wanted = np.concatenate([self._run(part, self._reference)[: len(part)] for part in parts])
+        while len(self._wanted) <= size:
+            more = draw(0, len(self._wanted), self._reference, self._noise_size)
+            self._noise = np.concatenate([self._noise, more])
+            self._wanted = np.concatenate([self._wanted, self._run(more, self._reference)])
         # Begun at 1, no sample is in the row that it has in the reference.
-        starts = np.linspace(1, len(noise) - size, max(self._least, SEEN // size)).astype(int)
-        return all(
-            np.array_equal(self._run(noise[at : at + size], size), wanted[at : at + size]) for at in starts.tolist()
-        )
+        starts = np.linspace(1, len(self._noise) - size, max(self._least, SEEN // size)).astype(int)
+        parts = [slice(at, at + size) for at in starts]
+        return all(np.array_equal(self._run(self._noise[part], size), self._wanted[part]) for part in parts)
