@@ -102,8 +102,8 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
 @click.option(
     "--arithmetic",
     type=click.Choice(("exact", "fast")),
-    help="exact: float32, the same pictures on every device to one grey level. fast: the fastest that the device has, "
-    "such as bfloat16; its difference is measured, and replies name it.",
+    help="What to compute in. exact: float32, the same pictures on every device to one grey level. fast: the fastest "
+    "that the device has, such as bfloat16; its difference is measured, and replies name it.",
 )
 @click.option(
     "--threads",

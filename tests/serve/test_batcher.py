@@ -303,7 +303,7 @@ def test_fifty_clients_at_once_get_the_bytes_that_each_would_get_alone(
 
 @pytest.fixture(scope="module")
 def reference(smoke_bundle: Path) -> dict[int, Images]:
-    engine = Engine(load(smoke_bundle), device="cpu")
+    engine = Engine(load(smoke_bundle))
     return {seed: engine.sample(seed, 0, 400) for seed in range(4)}
 
 

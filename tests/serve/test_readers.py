@@ -166,9 +166,7 @@ def test_readers_who_read_nothing_make_room_for_others(smoke_bundle: Path, tmp_p
             each.initial_metadata()
         until(lambda: metric(log, "held_samples") > 16384 - model.batch)
         # Refused at first, and then let in: the client asks again as RetryInfo says.
-        assert np.array_equal(
-            model.sample(7, 100, model.batch), Engine(load(smoke_bundle), "cpu").sample(7, 100, model.batch)
-        )
+        assert np.array_equal(model.sample(7, 100, model.batch), Engine(load(smoke_bundle)).sample(7, 100, model.batch))
         assert metric(log, "stalled_readers_total") > 0
         assert "which reads nothing while others wait" in log.read_text()
         assert "Traceback" not in log.read_text()
@@ -186,7 +184,7 @@ def test_a_reader_who_paused_for_too_long_goes_on_where_it_stopped(smoke_bundle:
         while not metric(log, "stalled_readers_total"):
             other.sample(0, 0, other.batch)  # all there is room for, but for the reader
         parts += [images for _, images in stream]
-        assert np.array_equal(np.concatenate(parts), Engine(load(smoke_bundle), "cpu").sample(3, 0, 60_000))
+        assert np.array_equal(np.concatenate(parts), Engine(load(smoke_bundle)).sample(3, 0, 60_000))
 
 
 def test_a_reader_who_pauses_keeps_its_place_where_nobody_else_wants_it(smoke_bundle: Path) -> None:
