@@ -67,6 +67,7 @@ class Buckets:
     ) -> None:
         self._tried, self._reference, self._run, self._noise_size = tried, reference, run, noise_size
         self._name, self._least = name, least
+        self._held = sorted({*tried, reference})
         shift = reference // 2
         self._noise = draw(0, 0, reference + shift, noise_size)
         first, again = run(self._noise[:reference], reference), run(self._noise[shift:], reference)
@@ -86,8 +87,7 @@ class Buckets:
 
     def least(self, rows: int) -> int | None:
         """Return the smallest one that holds so many samples and gives the reference's bytes; None where none does."""
-        held = sorted({*self._tried, self._reference})
-        return next((size for size in held if size >= rows and self._agrees(size)), None)
+        return next((size for size in self._held if size >= rows and self._agrees(size)), None)
 
     def _agrees(self, size: int) -> bool:
         with self._one:

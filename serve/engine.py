@@ -160,7 +160,10 @@ class Engine:
                 f"noise must be float32 [1 to {self.batch}, {self.card.noise_size}]. "
                 f"Received: {noise.dtype} {list(noise.shape)}"
             )
-        bucket = self._buckets.least(rows)
+        try:
+            bucket = self._buckets.least(rows)
+        except MemoryError as error:  # comparing a bucket takes images of its size
+            raise devices.refused(error, self._device, f"the {self._device} device cannot compare batches") from None
         if bucket is None:
             return np.concatenate([self.compute(noise[: rows // 2]), self.compute(noise[rows // 2 :])])
         return self._run_bucket(noise, bucket)[:rows]

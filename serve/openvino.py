@@ -5,7 +5,6 @@ The package itself, and not ONNX Runtime's provider of the same name, which offe
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import import_module
 from threading import Lock
@@ -64,7 +63,6 @@ def has_bfloat16() -> bool:
 
 @cache
 def _core() -> Any:
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLE", "1")
     try:
         return import_module("openvino").Core()
     except ImportError:
