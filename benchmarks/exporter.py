@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def opened(path: Path, device: Any, batches: tuple[int, ...], size: int) -> Any:
     if device.kind == "openvino":
         return openvino.open_model(data)
     table = devices.providers(device, sorted(batches), size, path.parent / "tensorrt")
-    session = devices.open_session(data, device, table)
+    session = devices.open_session(devices.graph(data, device), device, table)
     return session and (lambda noise: session.run(["images"], {"noise": noise}))
 
 
@@ -117,7 +118,7 @@ def convert(way: str, recipe: str, folder: Path) -> None:
     print(json.dumps(facts))
 
 
-def build(name: str) -> Any:
+def build(name: str, precision: str = "float32") -> Any:
     """Return a recipe's chain, untrained, with statistics for batch normalisation that are not 0 and 1."""
     import numpy as np
 
@@ -130,7 +131,7 @@ def build(name: str) -> Any:
     import keras  # isort: skip
     from export.chain import Affine, ToUint8  # isort: skip
 
-    recipe = RECIPES[name]()
+    recipe = replace(RECIPES[name](), precision=precision)
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     first, second = image_decoder(recipe), latent_decoder(recipe)

@@ -18,11 +18,10 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from http.client import HTTPConnection
@@ -32,6 +31,7 @@ from typing import Protocol
 import click
 import numpy as np
 import tritonclient.grpc as inference  # type: ignore[import-untyped]  # it ships no types
+from runtimes import running
 
 from export.bundles.triton import LARGEST, PATIENCE, write_repository
 from serve.bundle import DEFAULT, Bundle, load
@@ -40,7 +40,6 @@ from serve.engine import Engine
 from serve.model import Images
 from serve.noise import Noise, draw
 
-START = 60  # seconds that a server may take to listen, and to end
 WAIT = 60_000_000  # microseconds that Triton may keep a request
 CHECKED, THREADS = 64, 4  # samples compared, and clients that ask for them
 
@@ -269,30 +268,6 @@ def failure(said: str) -> str | None:
     """Return why Triton did not load a model, from what it said, or None."""
     lines = (line[line.index("failed to load") :] for line in said.splitlines() if "failed to load" in line)
     return next((line.split("\\n")[0].strip('"') for line in lines), None)  # a stack comes as one line too
-
-
-@contextmanager
-def running(words: Sequence[str], environment: dict[str, str], until: str) -> Iterator[str]:
-    """Run a command until the block ends; give what it printed until it printed `until`.
-
-    Raises:
-        click.ClickException: it ended before, or took too long.
-    """
-    settings = os.environ | {"ORT_DISABLE_TELEMETRY": "1"} | environment
-    with tempfile.NamedTemporaryFile("w") as log:
-        # In a session of its own Ctrl-C does not reach it: it would be told twice to end, and leave its children.
-        process = subprocess.Popen(words, env=settings, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            began = time.monotonic()
-            while until not in (said := Path(log.name).read_text(errors="replace")):
-                if process.poll() is not None or time.monotonic() - began > START:
-                    last = (said.strip().splitlines() or ["nothing"])[-1]
-                    raise click.ClickException(f"{words[0]} should serve within {START} s. Received: {last}")
-                time.sleep(0.1)
-            yield said
-        finally:
-            process.terminate()
-            process.wait(START)
 
 
 def free_port() -> int:

@@ -16,13 +16,10 @@ than a grey level on average from Keras' are an error.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,80 +27,15 @@ from typing import Any, Literal
 
 import click
 import numpy as np
+import runtimes
 from exporter import WAYS, build, child
-from measure import Row, Table, finish, installed, interleave, json_option, speed
+from measure import Row, Table, finish, interleave, json_option, speed
+from runtimes import Peers, Runtime
 
-ROOT = Path(__file__).parents[1]
 KERAS, NAIVE = "Keras predict", "tf2onnx's graph, ONNX Runtime"
 PRODUCT, LIMIT = "a dense float32 matrix product", "the float32 limit"
 SIDE = 2048  # of its matrices
 APART = 1.0  # grey levels on average, as the engine allows fast arithmetic
-
-# Noise float32 [n, noise_size] to images uint8 [n, height, width, channels].
-Peers = dict[str, Callable[[Any], Any]]
-
-
-class Runtime:
-    """A process that runs some of the peers.
-
-    Attributes:
-        names: Of these peers.
-        left_out: Those that it cannot run, and why.
-        versions: Of what is installed where it runs.
-    """
-
-    def __init__(self, process: subprocess.Popen[str], name: str) -> None:
-        self._process, self._name = process, name
-        hello = self._answer()
-        self.names, self.left_out, self.versions = hello["names"], hello["left_out"], hello["versions"]
-
-    def measure(self, peer: str, batch: int, seconds: float) -> float:
-        """Return a peer's images a second, over at least so many seconds.
-
-        Raises:
-            RuntimeError: it cannot make them.
-        """
-        return float(self._ask(peer=peer, batch=batch, seconds=seconds)["speed"])
-
-    def images(self, peer: str, batch: int, path: Path) -> Any:
-        """Return a peer's images of the first noise; the peer is warm then, and compiled for this batch.
-
-        Raises:
-            RuntimeError: it cannot make them.
-        """
-        self._ask(peer=peer, batch=batch, images=str(path))
-        return np.load(path).astype(np.int16)
-
-    def _ask(self, **words: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(words) + "\n")
-        self._process.stdin.flush()
-        answer = self._answer()
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise click.ClickException(f"the process for {self._name} should answer. Received: its end; see above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-
-@contextmanager
-def runtime(name: str, python: str, recipe: str, folder: Path, largest: int) -> Iterator[Runtime]:
-    """Run a runtime's process until the block ends."""
-    words = [python, __file__, "answer", name, recipe, str(folder), str(largest)]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"PYTHONPATH": path, "KERAS_BACKEND": "torch" if name == "torch" else "tensorflow"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, text=True, env=os.environ | settings, stdin=pipe, stdout=pipe) as process:
-        try:
-            yield Runtime(process, name)
-        finally:
-            process.kill()
 
 
 @click.group(invoke_without_command=True)
@@ -147,13 +79,20 @@ def main(
                 child(way, recipe, folder)
         flops = inspect(load(folder / "fp32.onnx"))["flops"]
         # One after the other: TensorFlow's writes the weights that torch's reads.
-        runtimes = [
-            stack.enter_context(runtime(name, each, recipe, folder, max(batches))) for name, each in pythons.items()
+        processes = [
+            stack.enter_context(
+                runtimes.runtime(
+                    name,
+                    [each, __file__, "answer", name, recipe, str(folder), str(max(batches))],
+                    {"KERAS_BACKEND": "torch" if name == "torch" else "tensorflow"},
+                )
+            )
+            for name, each in pythons.items()
         ]
-        missing += [each for runtime in runtimes for each in runtime.left_out]
+        missing += [each for process in processes for each in process.left_out]
         tables = []
         for batch in batches:
-            work, failed = prepared(runtimes, batch, seconds, folder / "images.npy")
+            work, failed = prepared(processes, batch, seconds, folder / "images.npy")
             missing += failed
             found = interleave({**work, PRODUCT: product()}, rounds, warm=False)
             products = found.pop(PRODUCT)
@@ -165,17 +104,17 @@ def main(
             title = f"The chain of {recipe}, {flops / 1e9:.3g} GFLOP a picture, in batches of {batch}"
             tables.append(Table(title, rows, [NAIVE, LIMIT]))
             tables[-1].show()
-        versions = {name: each for runtime in runtimes for name, each in runtime.versions.items()}
+        versions = {name: each for process in processes for name, each in process.versions.items()}
         finish(report, __doc__, tables, missing, versions)
 
 
 def prepared(
-    runtimes: Sequence[Runtime], batch: int, seconds: float, path: Path
+    processes: Sequence[Runtime], batch: int, seconds: float, path: Path
 ) -> tuple[dict[str, Callable[[], float]], list[str]]:
     """Return what measures each peer, warm and compared with Keras, and which cannot run, and why."""
     work: dict[str, Callable[[], float]] = {}
     failed, wanted = [], None
-    for each in runtimes:
+    for each in processes:
         for name in each.names:
             try:
                 images = each.images(name, batch, path)
@@ -206,33 +145,15 @@ def product() -> Callable[[], float]:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("largest", type=int)
 def answer(name: str, recipe: str, folder: Path, largest: int) -> None:
-    """Say which peers there are, and then answer each line of the input, until it ends."""
-    from serve.noise import draw
+    """Be one of the runtimes' processes."""
     from training import RECIPES
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else libraries print is no answer
+    def make() -> tuple[Peers, list[str]]:
+        if name == "onnx":
+            return onnx_peers(folder, largest)
+        return (tensorflow_peers if name == "tensorflow" else torch_peers)(recipe, folder), []
 
-    def tell(**words: Any) -> None:
-        print(json.dumps(words), file=answers, flush=True)
-
-    size = RECIPES[recipe]().latent_dim
-    if name == "onnx":
-        peers, left_out = onnx_peers(folder, largest)
-    else:
-        peers, left_out = (tensorflow_peers if name == "tensorflow" else torch_peers)(recipe, folder), []
-    tell(names=list(peers), left_out=left_out, versions=installed())
-    for line in sys.stdin:
-        asked = json.loads(line)
-        run = partial(peers[asked["peer"]], draw(0, 0, asked["batch"], size))
-        try:
-            if "images" in asked:
-                np.save(asked["images"], run())
-                tell()
-            else:
-                tell(speed=speed(run, asked["batch"], asked["seconds"]))
-        except Exception as error:  # compilers raise anything; the others still take part
-            tell(error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    runtimes.answer(make, RECIPES[recipe]().latent_dim)
 
 
 def tensorflow_peers(recipe: str, folder: Path) -> Peers:
@@ -270,7 +191,7 @@ def onnx_peers(folder: Path, largest: int) -> tuple[Peers, list[str]]:
     """Return those that run ONNX files, and why others are missing."""
     from serve import Engine, EngineError, load
 
-    peers: Peers = {NAIVE: _in_onnxruntime(folder / "naive.onnx")}
+    peers: dict[str, Callable[[Any], Any]] = {NAIVE: _in_onnxruntime(folder / "naive.onnx")}
     left_out = []
     try:
         peers["tf2onnx's graph, OpenVINO"] = _in_openvino(folder / "naive.onnx")

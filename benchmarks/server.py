@@ -22,12 +22,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 import numpy as np
 import numpy.typing as npt
 from measure import Row, Table, finish, interleave, json_option, speed
+from runtimes import running
 
 from serve import Client, Engine, load
 
@@ -92,8 +93,6 @@ def connect(peer: Peer) -> Iterator[Ask]:
 @contextmanager
 def ours(words: list[str]) -> Iterator[Ours]:
     """Run our server until the block ends."""
-    from peers import running
-
     with running([sys.executable, *words], {}, until="ready, listening on") as said:
         yield Ours(said.strip().splitlines()[-1].split()[-1])
 
@@ -170,6 +169,7 @@ def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: in
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path), help="Instead of the embedded faces.")
 @click.option("--device", default="auto", show_default=True)
+@click.option("--arithmetic", default="exact", type=click.Choice(["exact", "fast"]), show_default=True)
 @click.option("--seconds", default=4.0, show_default=True, help="A measurement.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--clients", "numbers", multiple=True, type=click.IntRange(1), default=CLIENTS, show_default=True)
@@ -182,6 +182,7 @@ def wire(address: Ours, encoding: str, clients: int, seconds: float, picture: in
 def main(
     model: Path | None,
     device: str,
+    arithmetic: Literal["exact", "fast"],
     seconds: float,
     rounds: int,
     numbers: tuple[int, ...],
@@ -196,18 +197,21 @@ def main(
     if null:
         asyncio.run(_serve_nothing(model))
         return
-    from peers import litserve, triton
-
     bundle = load(model) if model else load()
-    engine = Engine(bundle, device)
-    title = f"{bundle.card.name}, {engine.device}"
+    engine = Engine(bundle, device, arithmetic=arithmetic)
+    title = f"{bundle.card.name}, {engine.device}, {engine.arithmetic}"
     chosen = ["--model", str(model)] if model else []
-    words = ["-c", "from serve.server.cli import main; main()", "--listen", "127.0.0.1:0", "--device", device, *chosen]
+    words = ["-c", "from serve.server.cli import main; main()", "--listen", "127.0.0.1:0", "--device", device]
+    words += ["--arithmetic", arithmetic, *chosen]
     # Each runs only while it is measured: LitServe takes a tenth of a core even when nobody asks.
     peers: dict[str, Callable[[], AbstractContextManager[Peer]]] = {}
     if triton_folder:
+        from peers import triton
+
         peers["Triton"] = partial(triton, triton_folder, bundle, 0)
     if litserve_python:
+        from peers import litserve
+
         peers["LitServe"] = partial(litserve, litserve_python, bundle, 0)
     with ours(words) as server:
         work: dict[tuple[int, str], Callable[[], float]] = {}

@@ -18,8 +18,9 @@ from serve.errors import EngineError
 from serve.model import Images
 from serve.noise import Noise, draw
 
-BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the largest bucket where none is asked for
+BATCH = {"cuda": 256, "tensorrt": 256, "openvino": 64, "cpu": 32}  # the most samples at a time where none is asked for
 REFERENCE = 8  # the bucket that decides on a CPU, whatever the largest one is
+GPU_BUCKET = 64  # the only one on a GPU
 SEEN = 8  # samples, at least, that each bucket is compared in
 
 log = logging.getLogger(__name__)
@@ -28,23 +29,22 @@ Run = Callable[[Noise, int], Images]  # noise of at most so many samples as a bu
 
 
 def sizes(device: Device, batch: int = 0) -> list[int]:
-    """Return the buckets to try on a device, ascending; the last is `batch`, or the device's default for 0."""
+    """Return the buckets to try on a device, ascending, for at most `batch` samples at a time; 0 is the default.
+
+    A CPU takes as long as there are rows, so no batch is padded by more than half its size. A GPU's libraries have
+    other kernels, with other roundings, for every size: on an H200 no two of 1, 16, 64, 256 and 1024 made the same
+    bytes. One size for all is quick for a single sample, and has most of the speed of larger ones.
+    """
+    if device.gpu:
+        return [GPU_BUCKET]
     batch = batch or BATCH[device.kind]
-    # A CPU takes as long as there are rows, so no batch is padded by more than half its size. A GPU should take
-    # about as long for 8 as for 1, and each bucket costs it memory and warm-up.
-    steps = (
-        (8 * 4**power for power in range(16)) if device.gpu else (1, 2, *(n << p for p in range(16) for n in (3, 4)))
-    )
+    steps = (1, 2, *(n << p for p in range(16) for n in (3, 4)))
     return [*(size for size in steps if size < batch), batch]
 
 
-def reference(device: Device, batch: int) -> int:
-    """Return the bucket whose bytes are a sample's.
-
-    On a GPU it is the largest, which is to be run: kernels for small batches are others. On a CPU it is one for all, so
-    that engines with other largest batches make the same bytes, and few samples take little work.
-    """
-    return batch if device.gpu else REFERENCE
+def reference(device: Device) -> int:
+    """Return the bucket whose bytes are a sample's: one for all engines on such a device, whatever their batch."""
+    return GPU_BUCKET if device.gpu else REFERENCE
 
 
 class Buckets:
@@ -88,6 +88,10 @@ class Buckets:
     def least(self, rows: int) -> int | None:
         """Return the smallest one that holds so many samples and gives the reference's bytes; None where none does."""
         return next((size for size in self._held if size >= rows and self._agrees(size)), None)
+
+    def most(self) -> int:
+        """Return the largest one that gives the reference's bytes."""
+        return next(size for size in reversed(self._held) if self._agrees(size))
 
     def _agrees(self, size: int) -> bool:
         with self._one:

@@ -17,6 +17,7 @@ from typing import Any
 
 from serve import openvino
 from serve.errors import EngineError
+from serve.half import halved
 from serve.model import EXACT
 from serve.pads import symmetric
 
@@ -28,6 +29,7 @@ NEEDS = {
     "openvino": "pip install '.[openvino]' in the checkout",
 }
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
+FLOAT16 = "float16"
 MOST_REASON = 300  # characters of a runtime's message that are passed on
 
 Providers = list[tuple[str, dict[str, str]]]
@@ -93,7 +95,16 @@ def fastest(device: Device) -> str:
     """Return the fastest arithmetic of a device: EXACT, or the numbers that it multiplies faster than float32."""
     if device.kind == "openvino":
         return openvino.BFLOAT16 if openvino.has_bfloat16() else EXACT
-    return {"cuda": "tf32", "tensorrt": "float16"}.get(device.kind, EXACT)
+    return FLOAT16 if device.gpu else EXACT
+
+
+def graph(model: bytes, device: Device, arithmetic: str = EXACT) -> bytes:
+    """Return a model file's bytes as a device takes them in an arithmetic: EXACT, or the device's `fastest`."""
+    if not device.gpu:
+        return model
+    alike = symmetric(model)
+    # TensorRT chooses by itself what it computes in float16, if it may.
+    return halved(alike) if (device.kind, arithmetic) == ("cuda", FLOAT16) else alike
 
 
 def runtime() -> Any:
@@ -149,7 +160,7 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
     """Return an InferenceSession on a device, or None where the device or its provider is not there.
 
     Args:
-        model: A model file's bytes.
+        model: A model file's bytes, from `graph`.
         device: The device.
         table: Its providers, from `providers`; the CPU has one.
         threads: CPU threads; 0 for all cores.
@@ -173,9 +184,8 @@ def open_session(model: bytes, device: Device, table: Providers = CPU_PROVIDERS,
         if device.kind == "tensorrt":
             _make(Path(table[0][1]["trt_engine_cache_path"]))
     try:
-        data = symmetric(model) if device.gpu else model
         # The runtime's own fallback would print, and quietly take the CPU.
-        session = onnxruntime.InferenceSession(data, options, providers=table, enable_fallback=0)
+        session = onnxruntime.InferenceSession(model, options, providers=table, enable_fallback=0)
     except Exception as error:  # the runtime's own exceptions share no base
         raise refused(error, device, f"the {device} device cannot run this model") from None
     if device.gpu and table[0][0] not in session.get_providers():
@@ -218,11 +228,14 @@ def _cuda(device: Device, cuda_graphs: bool, arithmetic: str) -> dict[str, str]:
         "device_id": str(device.index),
         # TF32 takes samples more than a grey level away from other engines'.
         "use_tf32": "0" if arithmetic == EXACT else "1",
-        # cuDNN's rules choose the kernels. EXHAUSTIVE may time them, and a restart could choose others.
-        "cudnn_conv_algo_search": "HEURISTIC",
+        # EXHAUSTIVE times kernels, and a restart could choose others. cuDNN's rules choose one for float32 transposed
+        # convolutions that rounds a sample by its row, seen on an H200; those for float16 do not.
+        "cudnn_conv_algo_search": "DEFAULT" if arithmetic == EXACT else "HEURISTIC",
         # Shapes are few and fixed: the arena need not grow by powers of two.
         "arena_extend_strategy": "kSameAsRequested",
     }
+    if arithmetic != EXACT:
+        options["prefer_nhwc"] = "1"  # tensor cores take channels last
     return options | ({"enable_cuda_graph": "1"} if cuda_graphs else {})
 
 

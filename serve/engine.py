@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL.Image import Image
 
 from serve import devices, openvino
-from serve.buckets import Buckets, reference, sizes
+from serve.buckets import BATCH, Buckets, reference, sizes
 from serve.bundle import Bundle
 from serve.card import Card
 from serve.devices import Device
@@ -59,7 +59,7 @@ class Engine:
         bundle: The model.
         device: As `serve.devices.parse` takes it, or "auto": the first that is there of CUDA, OpenVINO and the CPU.
         threads: CPU threads; 0 for all cores.
-        batch: The largest batch; 0 for the device's default. It changes speed, never samples.
+        batch: The most samples at a time; 0 for the device's default. It changes speed, never samples.
         arithmetic: "exact", or "fast" for the fastest that the device has; where that is exact, a warning says so.
         cuda_graphs: Replay each bucket's kernels as one; needs a CUDA device.
         cache: Where TensorRT keeps what it compiled; None for the user's cache.
@@ -68,7 +68,7 @@ class Engine:
         card: What the bundle says of itself.
         digest: SHA-256 of the bundle.
         device: Where it runs, such as "cpu" or "cuda:0".
-        arithmetic: What it computes in: "exact", or "bfloat16", "tf32" or "float16".
+        arithmetic: What it computes in: "exact", or "bfloat16" or "float16".
         difference: Of its samples from those of exact arithmetic, as measured at the start; None where it is exact.
         batch: The most samples that one `compute` takes.
 
@@ -104,7 +104,7 @@ class Engine:
         for each in chosen:
             numbers = devices.fastest(each) if arithmetic == "fast" else EXACT
             tried = sizes(each, batch)
-            decisive = reference(each, tried[-1])
+            decisive = reference(each)
             try:
                 runs = _open(bundle, each, numbers, sorted({*tried, decisive}), threads, cuda_graphs, cache)
             except EngineError as error:
@@ -122,7 +122,7 @@ class Engine:
         # The runtime keeps a GPU's handles and CUDA graphs by thread: those of the warm-up are to be those in use.
         self._thread = ThreadPoolExecutor(1, "engine") if each.gpu else None
         self.device, self.arithmetic = str(each), numbers
-        self.batch = tried[-1]
+        self.batch = batch or BATCH[each.kind]
         name = f"{self.name} on {self.device}"
         least = 2 if each.gpu else 1  # the first run records the CUDA graph that the others replay
         self._buckets = Buckets(tried, decisive, self._run_bucket, self.card.noise_size, name, least)
@@ -165,7 +165,8 @@ class Engine:
         except MemoryError as error:  # comparing a bucket takes images of its size
             raise devices.refused(error, self._device, f"the {self._device} device cannot compare batches") from None
         if bucket is None:
-            return np.concatenate([self.compute(noise[: rows // 2]), self.compute(noise[rows // 2 :])])
+            most = self._buckets.most()
+            return np.concatenate([self.compute(noise[at : at + most]) for at in range(0, rows, most)])
         return self._run_bucket(noise, bucket)[:rows]
 
     def decode(self, noise: npt.ArrayLike) -> Images:
@@ -288,13 +289,14 @@ def _open(
     if arithmetic != EXACT:
         folder = folder.with_name(f"{folder.name}-{arithmetic}")
     table = devices.providers(device, buckets, bundle.card.noise_size, folder, cuda_graphs, arithmetic)
+    graph = devices.graph(bundle.data, device, arithmetic)
     session = None
     runs: dict[int, Decode] = {}
     for bucket in reversed(buckets):
         # The CUDA provider's convolutions keep the plan of their last shape only: one session, and every change of
         # bucket would plan them all again. TensorRT's engine holds the plans of all.
         if session is None or device.kind == "cuda":
-            session = devices.open_session(bundle.data, device, table, threads)
+            session = devices.open_session(graph, device, table, threads)
         if session is None:
             return {}
         runs[bucket] = _bind(session, device, bucket, bundle.card, cuda_graphs) if device.gpu else _plain(session)

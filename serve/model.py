@@ -35,7 +35,7 @@ class GenerativeModel(Protocol):
     Attributes:
         card: What the model says of itself.
         digest: SHA-256 of the model file.
-        arithmetic: EXACT, or the numbers that it computes in instead: "bfloat16", "tf32" or "float16".
+        arithmetic: EXACT, or the numbers that it computes in instead: "bfloat16" or "float16".
     """
 
     card: Card

@@ -16,7 +16,7 @@ import pytest
 from serve import openvino
 from serve.bundle import load
 from serve.client import Client
-from serve.devices import Device, providers
+from serve.devices import Device, fastest, providers
 from serve.engine import MOST_DIFFERENCE, Engine
 from serve.errors import Changed, EngineError, JobError
 from serve.job import Job, hold, run
@@ -92,7 +92,8 @@ def test_arithmetic_is_exact_or_fast() -> None:
 
 
 def test_gpus_take_their_tensor_cores_only_where_they_are_asked_to(tmp_path: Path) -> None:
-    cuda = providers(Device("cuda"), [8], 64, tmp_path, arithmetic="tf32")
+    assert fastest(Device("cuda", 1)) == fastest(Device("tensorrt")) == "float16"
+    cuda = providers(Device("cuda"), [8], 64, tmp_path, arithmetic="float16")
     assert dict(cuda)["CUDAExecutionProvider"]["use_tf32"] == "1"
     tensorrt = dict(providers(Device("tensorrt"), [8], 64, tmp_path, arithmetic="float16"))
     assert tensorrt["TensorrtExecutionProvider"]["trt_fp16_enable"] == "True"
