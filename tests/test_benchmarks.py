@@ -20,7 +20,7 @@ from tests.conftest import BIN
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 DOCS = FOLDER.parent / "docs"
-LIBRARIES = {"faults", "ledger", "measure"}  # of soak.py, and of all that measure
+LIBRARIES = {"faults", "ledger", "measure", "runtimes"}  # of soak.py, and of those that measure
 
 
 def bench(name: str, *words: object) -> str:
@@ -76,6 +76,14 @@ def test_sampling(models: Path, report: Path) -> None:
     for precision in ("fp32", "int8"):
         assert {f"ours, {precision}, cpu, exact", f"ours, {precision}, openvino, exact"} <= told.keys()
     assert ("torch eager" in told) != ("left out: torch: " in said)
+
+
+@pytest.mark.slow
+def test_gpu(report: Path) -> None:
+    few = ["--device", "cpu", "--batch", 4, "--rounds", 1, "--seconds", 0, "--runtime", "ours"]
+    said = bench("gpu", *few, "--json", report)
+    assert {"ours, fp32, exact", "ours, int8, exact"} <= figures(report).keys()
+    assert "left out: ours, fp32, exact, CUDA graphs: CUDA graphs need a cuda device" in said
 
 
 @pytest.mark.slow
