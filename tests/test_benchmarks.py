@@ -68,6 +68,15 @@ def test_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_encode(smoke_bundle: Path) -> None:
+    said = bench("encode", "--model", smoke_bundle, "--pictures", 2, "--count", 4, "--rounds", 1)
+    for name in ("png, as it is", "webp, method 2, effort 80", "rows alone, zlib, runs only"):
+        assert re.search(rf"^{name} +\d+ us +\d+$", said, re.MULTILINE)
+    assert re.search(r"^png +[\d.]+ images/s, [\d.]+ of npy$", said, re.MULTILINE)
+    assert all(rates(said))
+
+
+@pytest.mark.slow
 def test_second_stage() -> None:
     said = bench("second_stage", "--recipe", "smoke", "--steps", 2, "--rounds", 1, "--try", "second_dim=8")
     assert re.search(r"second_dim=8 +[\d,]+ latents/s", said)
