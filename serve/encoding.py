@@ -6,13 +6,15 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from serve import png
 from serve.model import Images
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # What Pillow takes for each format that it writes. Losses, where there are any, cannot be seen.
 PILLOW: dict[str, dict[str, Any]] = {
@@ -58,6 +60,8 @@ def whole(path: Path, kind: str) -> bool:
 
 def picture(image: Images) -> Image.Image:
     """Return an image [h, w, c] as a Pillow image, grey where c is 1."""
+    from PIL import Image  # a twentieth of the time to a first picture, and files in PNG do without
+
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
