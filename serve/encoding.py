@@ -6,27 +6,32 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
+from serve import png
 from serve.model import Images
 
-# What Pillow takes for each format. Losses, where there are any, cannot be seen.
-FORMATS: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG", "compress_level": 4},
+if TYPE_CHECKING:
+    from PIL import Image
+
+# What Pillow takes for each format that it writes. Losses, where there are any, cannot be seen.
+PILLOW: dict[str, dict[str, Any]] = {
     "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
-    "webp": {"format": "WEBP", "lossless": True, "method": 2},
+    "webp": {"format": "WEBP", "lossless": True, "method": 1, "quality": 0},  # without loss, quality is effort
 }
+FORMATS = ("png", *PILLOW)
 SHEET = "balanced-vae sheet"  # the text "Software" of a contact sheet, by which train-vae knows it and leaves it out
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
 def encode(image: Images, kind: str) -> bytes:
     """Return an image [h, w, c] as a file's bytes; `kind` is one of FORMATS."""
+    if kind == "png":
+        return png.write(image)
     file = io.BytesIO()
-    picture(image).save(file, **FORMATS[kind])
+    picture(image).save(file, **PILLOW[kind])
     return file.getvalue()
 
 
@@ -45,7 +50,7 @@ def whole(path: Path, kind: str) -> bool:
     except OSError:  # it cannot be read, so it is not there
         return False
     if kind == "png":
-        return begin.startswith(b"\x89PNG\r\n\x1a\n") and end == b"\0\0\0\0IEND\xaeB`\x82"
+        return begin.startswith(png.BEGIN) and end == png.END
     if kind == "jpeg":
         return begin.startswith(b"\xff\xd8\xff") and end.endswith(b"\xff\xd9")
     # WebP has no mark at its end, but says how long it is.
@@ -55,6 +60,8 @@ def whole(path: Path, kind: str) -> bool:
 
 def picture(image: Images) -> Image.Image:
     """Return an image [h, w, c] as a Pillow image, grey where c is 1."""
+    from PIL import Image  # a twentieth of the time to a first picture, and files in PNG do without
+
     return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
@@ -72,7 +79,4 @@ def contact_sheet(images: Images, columns: int, margin: int = 2) -> bytes:
         row, column = divmod(index, columns)
         top, left = margin + row * (height + margin), margin + column * (width + margin)
         sheet[top : top + height, left : left + width] = image
-    mark, file = PngImagePlugin.PngInfo(), io.BytesIO()
-    mark.add_text("Software", SHEET)
-    picture(sheet).save(file, "PNG", pnginfo=mark)
-    return file.getvalue()
+    return png.write(sheet, software=SHEET)

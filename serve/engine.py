@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL.Image import Image
 
 from serve import devices, openvino
 from serve.buckets import BATCH, Buckets, reference, sizes
@@ -26,6 +25,9 @@ from serve.errors import EngineError
 from serve.model import EXACT, Decode, Images, as_noise, check_sampling
 from serve.noise import Noise, draw
 from serve.text import quoted
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ARITHMETICS = ("exact", "fast")
 COMPARED = 16  # samples that fast arithmetic is compared with exact in

@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -180,6 +181,7 @@ def _read_manifest(job: Job, out: Path, replace_other: bool) -> Job | None:
 
 def _write_manifest(job: Job, out: Path) -> None:
     versions = {name: version(name) for name in ("balanced-vae", "numpy", "pillow")}
+    versions["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     with _replacing(out / MANIFEST) as file:
         file.write((json.dumps({**asdict(job), "versions": versions}, indent=2) + "\n").encode())
 

@@ -108,6 +108,14 @@ def test_growth(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_encode(smoke_bundle: Path) -> None:
+    said = bench("encode", "--model", smoke_bundle, "--pictures", 2, "--count", 4, "--rounds", 1)
+    for name in ("png, as it is", "webp, method 2, effort 80", "rows alone, zlib, runs only"):
+        assert re.search(rf"^{name} +\d+ us +\d+$", said, re.MULTILINE)
+    assert re.search(r"^png +[\d.]+ images/s, [\d.]+ of npy$", said, re.MULTILINE)
+
+
+@pytest.mark.slow
 def test_second_stage(report: Path) -> None:
     few = ["--recipe", "smoke", "--steps", 2, "--rounds", 1]
     assert "second_dim=8" in bench("second_stage", *few, "--try", "second_dim=8", "--json", report)

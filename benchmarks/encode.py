@@ -1,0 +1,117 @@
+"""What files cost: encoders one by one, then folders of samples in each format beside npy; interleaved, medians.
+
+python benchmarks/encode.py                  the embedded faces
+python benchmarks/encode.py --count 2000     longer, for steadier folders
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serve import job, png
+from serve.bundle import DEFAULT, load
+from serve.encoding import FORMATS, PILLOW, encode, picture
+from serve.engine import Engine
+from serve.model import Images
+
+Encoder = Callable[[Images], bytes]
+# What Pillow can be told. Level 4 was this project's PNG, and method 2 its WebP.
+TOLD: dict[str, dict[str, Any]] = {
+    "png, Pillow, level 4": {"format": "PNG", "compress_level": 4},
+    "png, Pillow, level 1": {"format": "PNG", "compress_level": 1},
+    "png, Pillow, runs only": {"format": "PNG", "compress_type": zlib.Z_RLE},
+    **{
+        f"webp, method {method}, effort {effort}": {**PILLOW["webp"], "method": method, "quality": effort}
+        for method, effort in ((2, 80), (2, 0), (1, 80), (0, 80))
+    },
+}
+# Other compressors of what serve.png compresses: those that are installed are tried.
+COMPRESSORS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "zlib, level 1": ("zlib", "compress", {"level": 1}),
+    "zlib, level 6": ("zlib", "compress", {"level": 6}),
+    "isal, level 1": ("isal.isal_zlib", "compress", {"level": 1}),
+    "zlib-ng, level 2": ("zlib_ng.zlib_ng", "compress", {"level": 2}),
+    "libdeflate, level 1": ("deflate", "zlib_compress", {"compresslevel": 1}),
+}
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), default=DEFAULT)
+@click.option("--device", default="auto")
+@click.option("--pictures", default=256, show_default=True, help="Pictures that each encoder gets in a round.")
+@click.option("--count", default=512, show_default=True, help="Samples in a folder.")
+@click.option("--rounds", default=9, show_default=True)
+def main(model: Path, device: str, pictures: int, count: int, rounds: int) -> None:
+    """Print processor time and bytes a picture, and images a second."""
+    engine = Engine(load(model), device)
+    images = list(engine.sample(0, 0, pictures))
+    encoders: dict[str, Encoder] = {f"{kind}, as it is": partial(encode, kind=kind) for kind in FORMATS}
+    encoders |= {name: partial(_pillow, told=told) for name, told in TOLD.items()}
+    measured = {name: [partial(encoder, image) for image in images] for name, encoder in encoders.items()}
+    rows = [zlib.decompress(_compressed(png.write(image))) for image in images]
+    compressors: dict[str, Callable[[bytes], bytes]] = {"zlib, runs only": _runs_only}
+    for name, (module, function, level) in COMPRESSORS.items():
+        if find_spec(module.partition(".")[0]):
+            compressors[name] = partial(getattr(import_module(module), function), **level)
+    measured |= {f"rows alone, {name}": [partial(run, row) for row in rows] for name, run in compressors.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    sizes: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, calls in measured.items():
+            began = time.process_time()
+            files = [call() for call in calls]
+            seconds[name].append((time.process_time() - began) / pictures)
+            sizes[name] = sum(map(len, files)) / pictures
+    print(f"{engine.name}, {pictures} pictures of {images[0].shape}, median of {rounds}: processor time, bytes")
+    for name, times in seconds.items():
+        print(f"{name:32} {statistics.median(times) * 1e6:7.0f} us {sizes[name]:8.0f}")
+    rates: dict[str, list[float]] = {kind: [] for kind in (job.SHARDS, *FORMATS)}
+    for _ in range(rounds):
+        for kind, found in rates.items():
+            found.append(_folder(engine, kind, count))
+    print(f"folders of {count} on {engine.device}")
+    for kind, found in rates.items():
+        share = statistics.median(a / b for a, b in zip(found, rates[job.SHARDS], strict=True))
+        print(f"{kind:32} {statistics.median(found):7.1f} images/s, {share:.2f} of {job.SHARDS}")
+
+
+def _folder(engine: Engine, kind: str, count: int) -> float:
+    """Return how many images a second sample-cli makes, files and all."""
+    wanted = job.Job(engine.name, engine.digest, engine.arithmetic, 0, 0, count, 1.0, kind)
+    with tempfile.TemporaryDirectory() as folder, job.hold(Path(folder)):
+        began = time.perf_counter()
+        job.run(wanted, engine, Path(folder))
+        return count / (time.perf_counter() - began)
+
+
+def _pillow(image: Images, told: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    picture(image).save(file, **told)
+    return file.getvalue()
+
+
+def _compressed(file: bytes) -> bytes:
+    """Return what is compressed in a file of serve.png's: it has one such chunk, the last but the end."""
+    at = file.index(b"IDAT")
+    return file[at + 4 : at + 4 + int.from_bytes(file[at - 4 : at])]
+
+
+def _runs_only(row: bytes) -> bytes:
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    return packer.compress(row) + packer.flush()
+
+
+if __name__ == "__main__":
+    main()
