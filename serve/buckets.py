@@ -32,8 +32,8 @@ def sizes(device: Device, batch: int = 0) -> list[int]:
     """Return the buckets to try on a device, ascending, for at most `batch` samples at a time; 0 is the default.
 
     A CPU takes as long as there are rows, so no batch is padded by more than half its size. A GPU's libraries have
-    other kernels, with other roundings, for every size: on an H200 no two of 1, 16, 64, 256 and 1024 made the same
-    bytes. One size for all is quick for a single sample, and has most of the speed of larger ones.
+    other kernels, with other roundings, for other sizes: on an H200 none of 1, 16, 256 and 1024 made the bytes of 64.
+    One size for all is quick for a single sample, and has most of the speed of larger ones.
     """
     if device.gpu:
         return [GPU_BUCKET]

@@ -229,7 +229,8 @@ def _cuda(device: Device, cuda_graphs: bool, arithmetic: str) -> dict[str, str]:
         # TF32 takes samples more than a grey level away from other engines'.
         "use_tf32": "0" if arithmetic == EXACT else "1",
         # EXHAUSTIVE times kernels, and a restart could choose others. cuDNN's rules choose one for float32 transposed
-        # convolutions that rounds a sample by its row, seen on an H200; those for float16 do not.
+        # convolutions that rounds a sample by its row, seen on an H200; those for float16 did so in batches of 128
+        # only, and an engine that finds it does not start.
         "cudnn_conv_algo_search": "DEFAULT" if arithmetic == EXACT else "HEURISTIC",
         # Shapes are few and fixed: the arena need not grow by powers of two.
         "arena_extend_strategy": "kSameAsRequested",
