@@ -12,7 +12,6 @@ folder or on PYTHONPATH, hides ours, and what is used from here then says so.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Import on first use: what samples needs no TensorFlow."""
     if name == "__version__":
-        return version("balanced-vae")
+        return import_module("serve.version").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'balanced_vae' has no attribute {name!r}")
     check_not_hidden(_HOMES[name])

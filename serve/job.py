@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from filelock import FileLock, Timeout
 
 from serve.encoding import ENDINGS, contact_sheet, encode, whole
 from serve.errors import JobError
 from serve.model import EXACT, GenerativeModel, Images
+from serve.version import VERSION
 
 MANIFEST = "manifest.json"
 GRID = "grid.png"
@@ -180,7 +181,7 @@ def _read_manifest(job: Job, out: Path, replace_other: bool) -> Job | None:
 
 
 def _write_manifest(job: Job, out: Path) -> None:
-    versions = {name: version(name) for name in ("balanced-vae", "numpy", "pillow")}
+    versions = {"balanced-vae": VERSION, "numpy": np.__version__, "pillow": PIL.__version__}
     versions["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     with _replacing(out / MANIFEST) as file:
         file.write((json.dumps({**asdict(job), "versions": versions}, indent=2) + "\n").encode())

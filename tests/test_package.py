@@ -20,6 +20,7 @@ from serve import healthcheck
 from serve.bundle import EMBEDDED, load
 from serve.server.cli import main
 from serve.server.settings import Settings
+from serve.version import VERSION
 from tests.conftest import BIN
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +171,7 @@ def test_what_is_said_to_install_can_be_installed() -> None:
     assert {
         name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in row[1:-1].split("`, `")
     } == extras
-    assert f"balanced_vae-{PROJECT['version']}-py3-none-any.whl" in (ROOT / "README.md").read_text()
+    assert f"balanced_vae-{VERSION}-py3-none-any.whl" in (ROOT / "README.md").read_text()
 
 
 def test_the_models_licence_is_for_every_embedded_model() -> None:
@@ -187,7 +188,7 @@ def test_the_changelog_says_what_this_version_is() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     versions = re.findall(r"^## \[([^\]]+)\]", text, re.MULTILINE)
     assert versions[0] == "Unreleased"
-    assert PROJECT["version"] in versions
+    assert VERSION in versions
 
 
 def test_before_a_commit_and_in_ci_runs_make_check() -> None:

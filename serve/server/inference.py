@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from serve.server.work import Request
 from serve.stubs import inference_pb2 as oip
 from serve.stubs import inference_pb2_grpc as rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
+from serve.version import VERSION
 
 SERVICE = oip.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
@@ -52,9 +52,7 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
         return oip.ModelReadyResponse(ready=model.working)
 
     async def ServerMetadata(self, request: oip.ServerMetadataRequest, context: Any) -> oip.ServerMetadataResponse:  # noqa: N802
-        return oip.ServerMetadataResponse(
-            name="balanced-vae", version=version("balanced-vae"), extensions=["model_configuration"]
-        )
+        return oip.ServerMetadataResponse(name="balanced-vae", version=VERSION, extensions=["model_configuration"])
 
     async def ModelMetadata(self, request: oip.ModelMetadataRequest, context: Any) -> oip.ModelMetadataResponse:  # noqa: N802
         model = self._registry.get(request.name, request.version)
