@@ -158,6 +158,7 @@ RULES = {
             operators=_map(COUNT),
             against=_line(64),
             agreement=_map(_record(max=COUNT, mean=NUMBER), keys="[0-9]{1,9}", least=1),
+            fast=_optional(_map(_record(max=COUNT, mean=NUMBER))),
             same_bytes_in_batches=_list(COUNT),
             finite_to_sigma=NUMBER,
         )

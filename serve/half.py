@@ -42,7 +42,7 @@ class _Halving:
     def __init__(self, graph: onnx.Graph) -> None:
         self._graph = graph
         self._weights = {each.name: each for each in graph.initializer}
-        self._half: set[str] = set()  # values in float16
+        self._half = {each.name for each in graph.initializer if each.data_type == FLOAT16}  # values in float16
         self._cast: dict[str, str] = {}  # values of the other type, and where the same are in this one
 
     def nodes(self) -> Iterator[onnx.Node]:
@@ -50,15 +50,16 @@ class _Halving:
         for node in list(self._graph.node):
             half = node.op_type in CONVOLUTIONS or (node.op_type in BETWEEN | MOVES and node.input[0] in self._half)
             for at, name in enumerate(node.input):
-                if name and (at == 0 or not (half and node.op_type in MOVES)):
+                if name and node.op_type != "Cast" and (at == 0 or not (half and node.op_type in MOVES)):
                     yield from self._give(node, at, FLOAT16 if half else FLOAT)
             yield node
             if half:
                 self._half.update(node.output)
-            elif node.op_type == "Cast" and node.input[0] in self._weights:
-                stored = self._weights[node.input[0]]
-                if stored.data_type == FLOAT16:  # kept so in the file: no need to widen it first
-                    self._cast[node.output[0]] = stored.name
+            elif node.op_type == "Cast":  # the file's own: to store weights, or around what it computes in float16
+                if next(each.i for each in node.attribute if each.name == "to") == FLOAT16:
+                    self._half.add(node.output[0])
+                elif node.input[0] in self._half:  # no need to widen it first
+                    self._cast[node.output[0]] = node.input[0]
 
     def _give(self, node: onnx.Node, at: int, kind: int) -> Iterator[onnx.Node]:
         """Have a node take one of its inputs in a float type; yield the cast where one is needed."""

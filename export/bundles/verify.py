@@ -11,9 +11,11 @@ import onnx_ir as ir
 
 from export.errors import VerificationError
 from export.session import decoder, open_model
+from serve import devices, openvino
 from serve.bundle import Bundle
 from serve.engine import Engine
-from serve.model import Decode
+from serve.half import halved
+from serve.model import Decode, Images
 from serve.noise import Noise, draw
 from serve.text import one_line
 
@@ -65,6 +67,7 @@ def verify(bundle: Bundle, reference: Decode, reference_name: str) -> dict[str, 
         "operators": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
         "against": reference_name,
         "agreement": agreement,
+        "fast": _fast(bundle, noise, wanted),
         "same_bytes_in_batches": [n for n in BATCHES if np.array_equal(graph(noise[:n]), wanted[:n])],
         "same_bytes_on_threads": [1, 2],
         "finite_to_sigma": SIGMA,
@@ -84,6 +87,12 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
         f"  the same bytes in batches of {', '.join(map(str, report['same_bytes_in_batches']))}, and on 1 and 2 "
         f"threads; no NaN or infinity with noise {report['finite_to_sigma']:g} times as large",
     ]
+    if report.get("fast"):  # bundles of older versions have none
+        each = (
+            f"{numbers} {apart['mean']:.2g} on average, {apart['max']} at most"
+            for numbers, apart in report["fast"].items()
+        )
+        lines.append(f"  fast arithmetic against exact, grey levels: {'; '.join(each)}")
     if found:
         text = f"  against fp32: {found['mean']:.2g} grey levels on average, {found['worst']} at most, over "
         text += f"{found['samples']:,} samples"
@@ -96,8 +105,23 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _fast(bundle: Bundle, noise: Noise, wanted: Images) -> dict[str, Any]:
+    """Return how far fast arithmetic is from exact, by its numbers.
+
+    The float16 of GPUs is rounded to here as there, but summed in float32. bfloat16 takes a processor that has it.
+    """
+    runs = {devices.FLOAT16: decoder(halved(bundle.data))}
+    if openvino.has_bfloat16() and (run := openvino.open_model(bundle.data, arithmetic=openvino.BFLOAT16)):
+        runs[openvino.BFLOAT16] = run
+    return {numbers: _apart(run(noise), wanted) for numbers, run in runs.items()}
+
+
 def _agreement(graph: Decode, reference: Decode, noise: Noise) -> dict[str, Any]:
-    apart = np.abs(graph(noise).astype(np.int16) - reference(noise))
+    return _apart(graph(noise), reference(noise))
+
+
+def _apart(images: Images, wanted: Images) -> dict[str, Any]:
+    apart = np.abs(images.astype(np.int16) - wanted)
     return {"max": int(apart.max()), "mean": float(f"{apart.mean():.3g}")}
 
 

@@ -65,6 +65,7 @@ def test_one_input_one_output_and_a_card(smoke_bundle: Path) -> None:
     assert set(report["agreement"]) == {"1", "7", "64", "256"}
     assert all(each["max"] <= 1 for each in report["agreement"].values())
     assert {7, 64, 256} <= set(report["same_bytes_in_batches"])
+    assert report["fast"]["float16"]["mean"] < 0.1
 
 
 def test_every_layer_is_found_by_its_name_and_nothing_is_left_over(smoke_bundle: Path) -> None:

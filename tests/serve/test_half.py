@@ -15,6 +15,7 @@ from serve.devices import CPU, Device, graph, open_session
 from serve.half import halved
 from serve.noise import draw
 from serve.pads import symmetric
+from tests.conftest import inside
 
 
 def inferred(data: bytes) -> tuple[onnx.ModelProto, dict[str, int]]:
@@ -50,6 +51,16 @@ def test_its_pictures_are_those_of_the_file_nearly(precision: str) -> None:
     assert 0 < apart.mean() < 0.7
     if precision == "fp32":
         assert apart.max() <= 1
+
+
+def test_a_file_that_computes_in_float16_stays_as_it_is(smoke_bundle: Path, tmp_path: Path) -> None:
+    inside("export-onnx", smoke_bundle, "--out", tmp_path / "half.onnx", "--precision", "fp16", "--count", 64)
+    data = load(tmp_path / "half.onnx").data
+    _, types = inferred(halved(data))
+    assert TensorProto.FLOAT16 in types.values()
+    noise = draw(5, 0, 16, 8)
+    half, whole = (open_session(each, CPU).run(["images"], {"noise": noise})[0] for each in (halved(data), data))
+    np.testing.assert_array_equal(half, whole)
 
 
 def test_a_device_loads_the_file_as_it_takes_it(smoke_bundle: Path) -> None:
