@@ -1,7 +1,7 @@
 # make faces       1000 generated faces and a contact sheet, with a light install
 # make test        the whole test suite
 # make check       format, lint, types, import arrows, wire contracts: what CI and pre-commit run
-# make bench       measure what docs/benchmarks.md shows, in about ten minutes on two quiet cores
+# make bench       measure what docs/benchmarks.md shows, in a quarter of an hour on two quiet cores
 # make bench-full  the same, in more and longer rounds and larger batches; with TORCH=PYTHON both try torch as well
 # make protos      generate the stubs in serve/stubs
 # make lock        renew requirements.lock
@@ -29,10 +29,12 @@ check: .venv/full
 	$(BIN)/buf breaking --against tests/data/protos-0.1.0.binpb
 
 bench: LENGTH := --rounds 3
-bench: LOAD := --seconds 1
-bench: BATCHES := --batch 1 --batch 16 --batch 64
+bench: LOAD := --seconds 0.5
+bench: BATCHES := --batch 1 --batch 64
+bench: SIZES := --points 4
 bench-full: LENGTH := --rounds 9
 bench-full: LOAD := --seconds 4
+bench-full: COMPILE := --compile
 
 # CelebA's chain is converted once: sampling.py takes the models that exporter.py keeps.
 bench bench-full: .venv/full
@@ -41,7 +43,10 @@ bench bench-full: .venv/full
 	$(BENCH)/sampling.py $(LENGTH) $(BATCHES) --recipe faces $(TORCH:%=--torch %) --json $(FIGURES)/sampling-faces.json
 	$(BENCH)/sample.py $(LENGTH) --json $(FIGURES)/sample.json
 	$(BENCH)/server.py $(LENGTH) $(LOAD) --json $(FIGURES)/server.json
-	$(BENCH)/train.py $(LENGTH) --steps 4 --try batch=50 --json $(FIGURES)/train.json
+	$(BENCH)/start.py $(LENGTH) --json $(FIGURES)/start.json
+	$(BENCH)/encode.py $(LENGTH) --device cpu --json $(FIGURES)/encode.json
+	$(BENCH)/growth.py $(SIZES) --plot docs/growth.png --json $(FIGURES)/growth.json
+	$(BENCH)/train.py --rounds 5 --steps 3 --try base_dim=16,batch=50 $(TORCH:%=--torch %) $(COMPILE) --json $(FIGURES)/train.json
 	$(BENCH)/second_stage.py $(LENGTH) --json $(FIGURES)/second_stage.json
 	$(BENCH)/render.py
 

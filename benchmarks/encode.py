@@ -1,17 +1,19 @@
-"""What files cost: encoders one by one, then folders of samples in each format beside npy; interleaved, medians.
+"""What files cost: encoders one by one, and folders of samples in each format beside npy.
 
-python benchmarks/encode.py                  the embedded faces
-python benchmarks/encode.py --count 2000     longer, for steadier folders
+    python benchmarks/encode.py                  the embedded faces
+    python benchmarks/encode.py --count 2000     longer, for steadier folders
+
+An encoder's microseconds are processor time for a picture, and its bytes a file's, on average. "Rows alone" are other
+compressors of the very bytes that PNG's filter leaves here.
 """
 
 from __future__ import annotations
 
 import io
-import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from measure import Row, Table, finish, interleave, json_option
 
 from serve import job, png
 from serve.bundle import DEFAULT, load
@@ -53,38 +56,46 @@ COMPRESSORS: dict[str, tuple[str, str, dict[str, int]]] = {
 @click.option("--pictures", default=256, show_default=True, help="Pictures that each encoder gets in a round.")
 @click.option("--count", default=512, show_default=True, help="Samples in a folder.")
 @click.option("--rounds", default=9, show_default=True)
-def main(model: Path, device: str, pictures: int, count: int, rounds: int) -> None:
+@json_option
+def main(model: Path, device: str, pictures: int, count: int, rounds: int, report: Path | None) -> None:
     """Print processor time and bytes a picture, and images a second."""
     engine = Engine(load(model), device)
     images = list(engine.sample(0, 0, pictures))
     encoders: dict[str, Encoder] = {f"{kind}, as it is": partial(encode, kind=kind) for kind in FORMATS}
     encoders |= {name: partial(_pillow, told=told) for name, told in TOLD.items()}
     measured = {name: [partial(encoder, image) for image in images] for name, encoder in encoders.items()}
-    rows = [zlib.decompress(_compressed(png.write(image))) for image in images]
+    filtered = [zlib.decompress(_compressed(png.write(image))) for image in images]
     compressors: dict[str, Callable[[bytes], bytes]] = {"zlib, runs only": _runs_only}
     for name, (module, function, level) in COMPRESSORS.items():
         if find_spec(module.partition(".")[0]):
             compressors[name] = partial(getattr(import_module(module), function), **level)
-    measured |= {f"rows alone, {name}": [partial(run, row) for row in rows] for name, run in compressors.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in measured}
-    sizes: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, calls in measured.items():
-            began = time.process_time()
-            files = [call() for call in calls]
-            seconds[name].append((time.process_time() - began) / pictures)
-            sizes[name] = sum(map(len, files)) / pictures
-    print(f"{engine.name}, {pictures} pictures of {images[0].shape}, median of {rounds}: processor time, bytes")
-    for name, times in seconds.items():
-        print(f"{name:32} {statistics.median(times) * 1e6:7.0f} us {sizes[name]:8.0f}")
-    rates: dict[str, list[float]] = {kind: [] for kind in (job.SHARDS, *FORMATS)}
-    for _ in range(rounds):
-        for kind, found in rates.items():
-            found.append(_folder(engine, kind, count))
-    print(f"folders of {count} on {engine.device}")
-    for kind, found in rates.items():
-        share = statistics.median(a / b for a, b in zip(found, rates[job.SHARDS], strict=True))
-        print(f"{kind:32} {statistics.median(found):7.1f} images/s, {share:.2f} of {job.SHARDS}")
+    measured |= {f"rows alone, {name}": [partial(run, row) for row in filtered] for name, run in compressors.items()}
+    sizes = {name: sum(len(call()) for call in calls) / pictures for name, calls in measured.items()}
+    costs = interleave({name: partial(_cost, calls) for name, calls in measured.items()}, rounds, warm=False)
+    shape = " x ".join(map(str, images[0].shape))
+    title = f"Encoding {pictures} pictures of {engine.name}, {shape}"
+    rows = [Row(f"{name}: {sizes[name]:,.0f} bytes", "us", values) for name, values in costs.items()]
+    folders = {kind: partial(_folder, engine, kind, count) for kind in (job.SHARDS, *FORMATS)}
+    rates = interleave(folders, rounds, warm=False)
+    tables = [
+        Table(title, rows, [rows[0].name]),
+        Table(
+            f"Folders of {count} samples, made on {engine.device}",
+            [Row(kind, "images/s", values) for kind, values in rates.items()],
+            [job.SHARDS],
+        ),
+    ]
+    for table in tables:
+        table.show()
+    finish(report, __doc__, tables)
+
+
+def _cost(calls: Sequence[Callable[[], bytes]]) -> float:
+    """Return the microseconds of processor time that one of these takes on average."""
+    began = time.process_time()
+    for call in calls:
+        call()
+    return (time.process_time() - began) / len(calls) * 1e6
 
 
 def _folder(engine: Engine, kind: str, count: int) -> float:

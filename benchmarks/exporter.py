@@ -118,8 +118,8 @@ def convert(way: str, recipe: str, folder: Path) -> None:
     print(json.dumps(facts))
 
 
-def build(name: str, precision: str = "float32") -> Any:
-    """Return a recipe's chain, untrained, with statistics for batch normalisation that are not 0 and 1."""
+def build(name: str, **changes: Any) -> Any:
+    """Return a changed recipe's chain, untrained, with statistics for batch normalisation that are not 0 and 1."""
     import numpy as np
 
     # What the public interface exports is a trained run, and what it writes is verified: neither is measured here.
@@ -131,7 +131,7 @@ def build(name: str, precision: str = "float32") -> Any:
     import keras  # isort: skip
     from export.chain import Affine, ToUint8  # isort: skip
 
-    recipe = replace(RECIPES[name](), precision=precision)
+    recipe = replace(RECIPES[name](), **changes)
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     first, second = image_decoder(recipe), latent_decoder(recipe)
@@ -146,6 +146,17 @@ def build(name: str, precision: str = "float32") -> Any:
     noise = keras.Input((size,), name="noise")
     images = ToUint8(name="pixels")(first(Affine(constants, name="normalise")(second(noise))))
     return keras.Model(noise, images, name="chain")
+
+
+def packed(graph: Any, chain: Any) -> Any:
+    """Return the bundle of a chain's graph."""
+    from export.bundles.pack import pack
+    from serve.card import Card
+
+    size = chain.input_shape[-1]
+    return pack(
+        graph, Card("bench", chain.output_shape[1:], size, size, "second-stage", {"mode": "scalar"}, "fp32", {})
+    )
 
 
 def _naive(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]:
@@ -170,18 +181,14 @@ def _ours(chain: Any, folder: Path, timed: Callable[..., Any]) -> dict[str, Any]
     from export.passes.blocks import split_rows
     from export.precision.choose import choose
     from export.session import decoder
-    from serve.card import Card
 
     model = timed("tf2onnx", lambda: convert_chain(chain))
     timed("passes", lambda: optimise(model))
     size = chain.input_shape[-1]
-    card = Card("bench", chain.output_shape[1:], size, size, "second-stage", {"mode": "scalar"}, "fp32", {})
     path = folder / "fp32.onnx"
 
     def write(name: str, graph: Any) -> None:
-        from export.bundles.pack import pack
-
-        (folder / f"{name}.onnx").write_bytes(pack(graph, card).data)
+        (folder / f"{name}.onnx").write_bytes(packed(graph, chain).data)
 
     timed("write", lambda: write("fp32", model))
     facts = {"peak": _peak(), "nodes": len(model.graph), "size": path.stat().st_size / 1e6, "noise": size}

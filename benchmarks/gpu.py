@@ -21,7 +21,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -128,7 +128,6 @@ def limits(flops: float, rounds: int) -> Table:
         ImportError: there is no torch here.
         RuntimeError: there is no GPU here.
     """
-    sys.path.remove(str(Path(__file__).parent))  # our triton.py is not the triton that torch looks for
     import torch
 
     if not torch.cuda.is_available():
@@ -199,15 +198,17 @@ class AnotherBatch(Exception):
 
 def torch_peers(device: str, autotune: int) -> tuple[Peers, list[str]]:
     """Return the network in float32 and float16, as it is and compiled."""
-    sys.path.remove(str(Path(__file__).parent))  # our triton.py is not the triton that torch's compiler looks for
     import torch
+    from networks import Chain
+
+    from training import RECIPES
 
     place = torch.device(device)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
     def network(half: bool) -> Any:
-        chain = torch_chain().eval().to(place).to(memory_format=torch.channels_last)
+        chain = Chain(RECIPES["faces"]()).eval().to(place).to(memory_format=torch.channels_last)
         return chain.half() if half else chain
 
     def run(chain: Any, noise: Any) -> Any:
@@ -228,56 +229,6 @@ def torch_peers(device: str, autotune: int) -> tuple[Peers, list[str]]:
         COMPILED: partial(run, torch.compile(network(True), mode="reduce-overhead", dynamic=False)),
         f"{COMPILED}, max-autotune": tuned,
     }, []
-
-
-def torch_chain() -> Any:
-    """Return the chain of the recipe faces as one would write it for torch, untrained: noise to uint8 pixels."""
-    import torch
-    from torch import nn
-
-    from training import RECIPES
-
-    recipe = RECIPES["faces"]()
-
-    def conv(wide: int, to: int) -> nn.Module:
-        return nn.Conv2d(wide, to, recipe.kernel, padding="same")
-
-    class Block(nn.Module):  # type: ignore[misc]  # torch is not installed where types are checked
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            layers = [
-                layer
-                for _ in range(recipe.depth_per_block)
-                for layer in (nn.BatchNorm2d(width), nn.ReLU(), conv(width, width))
-            ]
-            self.body, self.shortcut = nn.Sequential(*layers), conv(width, width)
-
-        def forward(self, x: Any) -> Any:
-            return self.body(x) + self.shortcut(x)
-
-    class Chain(nn.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            wide = [recipe.latent_dim, *[recipe.second_dim] * recipe.second_depth]
-            dense = [layer for pair in pairwise(wide) for layer in (nn.Linear(*pair), nn.ReLU())]
-            self.dense = nn.Sequential(*dense)
-            self.latents = nn.Linear(recipe.latent_dim + recipe.second_dim, recipe.latent_dim)
-            widths = [min(recipe.base_dim * recipe.side >> power, 1024) for power in range(1, 6)]
-            self.stem = nn.Linear(recipe.latent_dim, 4 * widths[0])
-            up = [
-                layer
-                for pair in zip(widths, [*widths[1:], recipe.base_dim], strict=True)
-                for layer in (nn.ConvTranspose2d(*pair, 3, 2, padding=1, output_padding=1), Block(pair[1]))
-            ]
-            self.up, self.pixels = nn.Sequential(*up), conv(recipe.base_dim, recipe.channels)
-
-        def forward(self, noise: Any) -> Any:
-            latents = 1.1 * self.latents(torch.cat([noise, self.dense(noise)], 1))
-            x = self.stem(latents).view(len(noise), 2, 2, -1).permute(0, 3, 1, 2)
-            pixels = torch.sigmoid(self.pixels(self.up(x)).float())
-            return (255 * pixels).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-    return Chain()
 
 
 def jax_peers() -> tuple[Peers, list[str]]:

@@ -4,12 +4,16 @@ python benchmarks/growth.py --plot docs/growth.png
 
 Each point is measured in a process of its own: the seconds of the work alone, and the peak memory of all. An exponent
 is the slope of the logarithms' line through the larger half of the sizes, where starting costs no longer count: 1 is in
-proportion, 0 does not depend on it. Above 1 by more than noise is a defect.
+proportion, 0 does not depend on it. Above 1 by more than noise is a defect. Folders, and what is read for training, are
+of small pictures that cost nothing to make; a picture of more pixels is made by a chain that has a scale more for
+every doubling of the side, so that its operations grow a little faster than its pixels, and whose conversion takes most
+of its memory.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -22,6 +26,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from measure import Row, Table, finish, json_option
 
 from serve import Client, Engine, load
 from serve.job import Job, hold, run
@@ -61,13 +66,7 @@ def folder(kind: str) -> Callable[[int, Path], Callable[[], None]]:
 
 def batch(size: int, scratch: Path) -> Callable[[], None]:
     """Prepare one batch of the embedded faces."""
-    engine = Engine(load(), "cpu", batch=size)
-    noise: Noise = np.zeros((size, engine.card.noise_size), np.float32)
-
-    def work() -> None:
-        engine.compute(noise)
-
-    return work
+    return _batch(Engine(load(), "cpu", batch=size))
 
 
 def clients(size: int, scratch: Path) -> Callable[[], None]:
@@ -103,10 +102,24 @@ def rows(size: int, scratch: Path) -> Callable[[], None]:
     return work
 
 
+def pixels(size: int, scratch: Path) -> Callable[[], None]:
+    """Prepare a batch of pictures with so many pixels each, by an untrained chain."""
+    from exporter import build, packed
+
+    from export.convert import convert
+    from export.passes import optimise
+
+    chain = build("faces", side=math.isqrt(size), base_dim=8)
+    graph = convert(chain)
+    optimise(graph)
+    return _batch(Engine(packed(graph, chain), "cpu", batch=8))
+
+
 GROWTHS: dict[str, tuple[tuple[int, ...], Callable[[int, Path], Callable[[], None]]]] = {
     "samples in a folder, npy": ((100, 1000, 10_000, 100_000, 1_000_000), folder("npy")),
     "samples in a folder, png": ((100, 1000, 10_000, 50_000), folder("png")),
     "samples in a batch": ((1, 4, 16, 64, 256), batch),
+    "pixels in a picture": ((32**2, 64**2, 128**2, 256**2), pixels),
     "clients of a server": ((1, 4, 16, 64, 256), clients),
     "training pictures": ((1000, 10_000, 100_000, 1_000_000), rows),
 }
@@ -118,19 +131,22 @@ GROWTHS: dict[str, tuple[tuple[int, ...], Callable[[int, Path], Callable[[], Non
     "--points", type=click.IntRange(1), default=5, show_default=True, help="Of each, the smallest sizes first."
 )
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path), help="Draw the points there, as PNG.")
-def main(context: click.Context, points: int, plot: Path | None) -> None:
-    """Print a table of exponents."""
+@json_option
+def main(context: click.Context, points: int, plot: Path | None, report: Path | None) -> None:
+    """Print the points, a table for each growth, and their exponents."""
     if context.invoked_subcommand:
         return
     told: dict[str, dict[int, dict[str, float]]] = {}
-    print(f"{'':26}{'seconds':>9}{'memory':>9}   of size: seconds, MB")
+    tables = []
     for what, (sizes, _) in GROWTHS.items():
         found = told[what] = {size: _child(what, size) for size in sizes[:points]}
-        slopes = (exponent({size: each[unit] for size, each in found.items()}) for unit in ("seconds", "MB"))
-        each = ", ".join(f"{size:,}: {at['seconds']:.3g} s, {at['MB']:,.0f}" for size, at in found.items())
-        print(f"{what:26}{''.join(f'{slope:9.2f}' for slope in slopes)}   {each}", flush=True)
+        time_of, memory_of = (exponent({size: each[unit] for size, each in found.items()}) for unit in ("s", "MB"))
+        rows = [Row(f"{size:,}", unit, [each[unit]]) for unit in ("s", "MB") for size, each in found.items()]
+        tables.append(Table(f"{what.capitalize()}: exponent {time_of:.2f} in time, {memory_of:.2f} in memory", rows))
+        tables[-1].show()
     if plot:
         _draw(told, plot)
+    finish(report, __doc__, tables)
 
 
 @main.command()
@@ -144,7 +160,7 @@ def point(what: str, size: int) -> None:
         work()
         seconds = time.perf_counter() - began
         peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        print(json.dumps({"seconds": seconds, "MB": sum(peaks) / 1e3}))
+        print(json.dumps({"s": seconds, "MB": sum(peaks) / 1e3}))
 
 
 def exponent(values: dict[int, float]) -> float:
@@ -152,6 +168,16 @@ def exponent(values: dict[int, float]) -> float:
     larger = sorted(values)[len(values) // 2 :] if len(values) > 2 else sorted(values)
     sizes, found = np.log(larger), np.log([values[size] for size in larger])
     return float(np.polyfit(sizes, found, 1)[0]) if len(larger) > 1 else 0.0
+
+
+def _batch(engine: Engine) -> Callable[[], None]:
+    noise: Noise = np.zeros((engine.batch, engine.card.noise_size), np.float32)
+    engine.compute(noise)  # the first compares this size with another
+
+    def work() -> None:
+        engine.compute(noise)
+
+    return work
 
 
 def _child(what: str, size: int) -> dict[str, float]:
@@ -164,13 +190,16 @@ def _child(what: str, size: int) -> dict[str, float]:
 def _draw(told: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
-    for axes, unit in zip(figure.subplots(1, 2), ("seconds", "MB"), strict=True):
+    figure = Figure(figsize=(10, 5), dpi=100, layout="constrained")
+    both = figure.subplots(1, 2)
+    for axes, unit in zip(both, ("s", "MB"), strict=True):
         for what, found in told.items():
             axes.loglog(list(found), [each[unit] for each in found.values()], marker="o", label=what)
         axes.set(xlabel="how many", ylabel=unit)
         axes.grid(alpha=0.3)
-    axes.legend()
+    low, high = both[0].get_xlim()
+    both[0].loglog([low, high], [low * 1e-4, high * 1e-4], "k:", label="in proportion", scalex=False, scaley=False)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path)
 
 

@@ -1,4 +1,4 @@
-"""The page of all measurements, docs/benchmarks.md, from what the benchmarks wrote with --json.
+"""The page of all measurements, docs/benchmarks.md, and README's table, from what the benchmarks wrote with --json.
 
 python benchmarks/render.py
 """
@@ -6,12 +6,15 @@ python benchmarks/render.py
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 import click
 from measure import Row, Table
 
+BEGIN, END = "<!-- by benchmarks/render.py -->", "<!-- to here -->"
+PLOTS = {"growth": "growth.png"}
 HEAD = """\
 # Benchmarks
 
@@ -44,15 +47,117 @@ def section(name: str, facts: dict[str, Any]) -> str:
         rounds = max(len(row.values) for row in table.rows)
         how = f"medians of {rounds} interleaved rounds, with their range" if rounds > 1 else "measured once"
         parts += [f"{table.title}: {how}.", str(table)]
+    parts += [f"![What {name} measured]({PLOTS[name]})"] if name in PLOTS else []
     parts += [f"Left out: {each}." for each in facts["left_out"]]
     return "\n" + "\n\n".join(parts) + "\n"
 
 
+class Reports:
+    """What a folder's JSON files say: each row is found by its report, and how its table and it are called first."""
+
+    def __init__(self, folder: Path) -> None:
+        self._found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+    def row(self, report: str, title: str, name: str, unit: str = "images/s") -> Row:
+        """Return a row."""
+        tables = [each for each in self._found[report]["tables"] if each["title"].startswith(title)]
+        rows = (row for each in tables for row in each["rows"] if row["name"].startswith(name) and row["unit"] == unit)
+        return Row(**next(rows))
+
+    def figure(self, report: str, title: str, name: str, unit: str = "images/s") -> str:
+        """Return a row's median, with its unit."""
+        value = statistics.median(self.row(report, title, name, unit).values)
+        return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+
+    def ratio(self, report: str, title: str, name: str, to: str, unit: str = "images/s") -> str:
+        """Return how many times another row of the table a row is: the median over the rounds."""
+        values = zip(*(self.row(report, title, each, unit).values for each in (name, to)), strict=True)
+        return f"{statistics.median(a / b for a, b in values):.2f}"
+
+    def machine(self, report: str) -> str:
+        """Return where a report was measured."""
+        here = self._found[report]["machine"]
+        return f"{here['cores']} cores of an {here['processor']} with {', '.join(here['sets'])}"
+
+
+def figures(folder: Path) -> str:
+    """Return the rows of README's table that are measured here."""
+    told = Reports(folder)
+    faces, celeba = "The chain of faces, 0.692 GFLOP a picture, in batches of 64", "The chain of celeba on cpu"
+    naive, ours = "tf2onnx's graph, ONNX Runtime", "ours, fp32, cpu, exact"
+    small, large = "faces, openvino, exact, requests of 16", "faces, openvino, exact, requests of 1000"
+    engine, trained = "engine in process", "Stage 1 of the recipe faces"
+    measured = [
+        (
+            "sampling in process; through the server, one stream",
+            f"{told.figure('sample', 'faces', 'in process')}; {told.figure('sample', 'faces', 'through')}",
+            "sample",
+        ),
+        (
+            "ONNX Runtime alone, in batches of 64: fp32 and int8",
+            f"{told.figure('sampling-faces', faces, ours)}; "
+            f"{told.figure('sampling-faces', faces, 'ours, int8, cpu, exact')}",
+            "sampling",
+        ),
+        (
+            "the same fp32, divided by tf2onnx's graph, by tf.function and by torch.compile",
+            ", ".join(
+                told.ratio("sampling-faces", faces, ours, each) for each in (naive, "tf.function", "torch.compile")
+            ),
+            "sampling",
+        ),
+        (
+            "`sample-cli --n 1`, from its start to its end",
+            told.figure("start", "From start to the first", "sample-cli --n 1, fp32, cpu", "s"),
+            "start",
+        ),
+        (
+            "the server, divided by its engine in process: 8 clients in requests for 16 pictures, 64 for 1000",
+            f"{told.ratio('server', small, 'serve-vae, 8', engine)}, "
+            f"{told.ratio('server', large, 'serve-vae, 64', engine)}",
+            "server",
+        ),
+        (
+            "the wire alone, with an engine that costs nothing",
+            told.figure("server", "faces, openvino, exact, the wire", "raw, 8", "MB/s of pixels"),
+            "server",
+        ),
+        (
+            "training stage 1, base_dim 16: ours on TensorFlow, and a loop written for torch",
+            f"{told.figure('train', trained, 'ours, tensorflow, float32')}; "
+            f"{told.figure('train', trained, 'a loop for torch, float32')}",
+            "train",
+        ),
+        (
+            "conversion of CelebA's chain, 50 million weights; by tf2onnx alone",
+            f"{told.figure('exporter', 'The chain of celeba, conv', 'ours', 's')}; "
+            f"{told.figure('exporter', 'The chain of celeba, conv', 'tf2onnx', 's')}",
+            "exporter",
+        ),
+        (
+            "the converted chain, divided by tf2onnx's graph: fp32, int8",
+            f"{told.ratio('exporter', celeba, 'fp32', 'tf2onnx')}, {told.ratio('exporter', celeba, 'int8', 'tf2onnx')}",
+            "exporter",
+        ),
+    ]
+    rows = "".join(f"| {what} | {figure} | `benchmarks/{by}.py` |\n" for what, figure, by in measured)
+    return f"On {told.machine('sample')}:\n\n| what | measured | by |\n|---|---|---|\n{rows}"
+
+
+def readme(text: str, folder: Path) -> str:
+    """Return README with the figures that are measured here."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{figures(folder)}{END}{after}"
+
+
 @click.command()
 @click.option("--docs", type=click.Path(path_type=Path, exists=True), default=Path("docs"), show_default=True)
-def main(docs: Path) -> None:
-    """Write the page."""
+@click.option("--readme", "front", type=click.Path(path_type=Path, exists=True), default=Path("README.md"))
+def main(docs: Path, front: Path) -> None:
+    """Write the page, and README's table."""
     (docs / "benchmarks.md").write_text(page(docs / "benchmarks"))
+    front.write_text(readme(front.read_text(), docs / "benchmarks"))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --recipe celeba --torch torchvenv/bin/python
 
 torch is not among this project's packages: python -m venv torchvenv && torchvenv/bin/pip install torch keras click
-makes an interpreter that has what is needed. Its network is the same one, by Keras on its torch backend, and is
+pillow makes an interpreter that has what is needed. Its network is the same one, by Keras on its torch backend, and is
 compiled as torch.compile does by default: for the first batch, and then for any. TensorFlow runs with oneDNN on, as in
 training.
 
@@ -44,7 +44,7 @@ APART = 1.0  # grey levels on average, as the engine allows fast arithmetic
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=(1, 16, 64, 256), show_default=True)
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--seconds", default=0.5, show_default=True, help="A measurement, at least.")
-@click.option("--torch", "python", metavar="PYTHON", help="An interpreter that has torch, keras and click.")
+@click.option("--torch", "python", metavar="PYTHON", help="An interpreter that has torch, keras, click and pillow.")
 @click.option(
     "--keep",
     metavar="FOLDER",
@@ -172,7 +172,6 @@ def tensorflow_peers(recipe: str, folder: Path) -> Peers:
 
 def torch_peers(recipe: str, folder: Path) -> Peers:
     """Return the network as Keras has torch run it, and compiled."""
-    sys.path.remove(str(Path(__file__).parent))  # our triton.py is not the triton that torch's compiler looks for
     import torch
 
     chain = build(recipe)

@@ -1,7 +1,7 @@
 """Our model repository in a real Triton server.
 
     pip download --no-deps nvidia-pytriton==0.7.0, unzip the wheel, then
-    python benchmarks/triton.py --server pytriton/tritonserver
+    python benchmarks/repository.py --server pytriton/tritonserver
 
 That build has the python backend only. So Triton first reads the repository as it was written, and says that it
 lacks the onnxruntime backend; then the same config, but for its backend and its time-out, runs the bundle through a
