@@ -61,7 +61,7 @@ protos: .venv/full
 	rm serve/stubs/onnx/v1/model_pb2_grpc.py
 
 # All extras but torch, which pins other versions of NVIDIA's libraries than onnxruntime-gpu takes.
-LOCKED := cpu gpu openvino otel jax jax-gpu heif tensorboard export test dev
+LOCKED := cpu gpu openvino bulk ray otel jax jax-gpu heif tensorboard export test dev
 
 lock: .venv/full
 	$(BIN)/uv pip compile pyproject.toml $(LOCKED:%=--extra %) --python-version 3.11 --upgrade --quiet \

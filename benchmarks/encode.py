@@ -23,7 +23,10 @@ from typing import Any
 import click
 from measure import Row, Table, finish, interleave, json_option
 
-from serve import job, png
+from serve import png
+from serve.bulk.job import ARRAYS, make
+from serve.bulk.run import complete, held
+from serve.bulk.store import open_store
 from serve.bundle import DEFAULT, load
 from serve.encoding import FORMATS, PILLOW, encode, picture
 from serve.engine import Engine
@@ -75,14 +78,14 @@ def main(model: Path, device: str, pictures: int, count: int, rounds: int, repor
     shape = " x ".join(map(str, images[0].shape))
     title = f"Encoding {pictures} pictures of {engine.name}, {shape}"
     rows = [Row(f"{name}: {sizes[name]:,.0f} bytes", "us", values) for name, values in costs.items()]
-    folders = {kind: partial(_folder, engine, kind, count) for kind in (job.SHARDS, *FORMATS)}
+    folders = {kind: partial(_folder, engine, kind, count) for kind in (ARRAYS, *FORMATS)}
     rates = interleave(folders, rounds, warm=False)
     tables = [
         Table(title, rows, [rows[0].name]),
         Table(
             f"Folders of {count} samples, made on {engine.device}",
             [Row(kind, "images/s", values) for kind, values in rates.items()],
-            [job.SHARDS],
+            [ARRAYS],
         ),
     ]
     for table in tables:
@@ -100,11 +103,13 @@ def _cost(calls: Sequence[Callable[[], bytes]]) -> float:
 
 def _folder(engine: Engine, kind: str, count: int) -> float:
     """Return how many images a second sample-cli makes, files and all."""
-    wanted = job.Job(engine.name, engine.digest, engine.arithmetic, 0, 0, count, 1.0, kind)
-    with tempfile.TemporaryDirectory() as folder, job.hold(Path(folder)):
-        began = time.perf_counter()
-        job.run(wanted, engine, Path(folder))
-        return count / (time.perf_counter() - began)
+    job = make(engine.name, engine.digest, engine.arithmetic, count=count, kind=kind)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(folder)
+        with held(job, store) as kept:
+            began = time.perf_counter()
+            complete(kept, engine, store)
+            return count / (time.perf_counter() - began)
 
 
 def _pillow(image: Images, told: dict[str, Any]) -> bytes:

@@ -29,7 +29,9 @@ import numpy as np
 from measure import Row, Table, finish, json_option
 
 from serve import Client, Engine, load
-from serve.job import Job, hold, run
+from serve.bulk.job import make
+from serve.bulk.run import complete, held
+from serve.bulk.store import open_store
 from serve.model import Images
 from serve.noise import Noise
 
@@ -53,11 +55,12 @@ def folder(kind: str) -> Callable[[int, Path], Callable[[], None]]:
 
     def prepared(size: int, scratch: Path) -> Callable[[], None]:
         engine = Free()
+        store = open_store(str(scratch / "out"))
 
         def work() -> None:
-            job = Job(engine.name, engine.digest, engine.arithmetic, 0, 0, size, 1.0, kind)
-            with hold(scratch / "out"):
-                run(job, engine, scratch / "out")
+            job = make(engine.name, engine.digest, engine.arithmetic, count=size, kind=kind)
+            with held(job, store) as kept:
+                complete(kept, engine, store)
 
         return work
 

@@ -2,7 +2,7 @@
 
 `noise` is the contract that makes sample i of seed s the same picture everywhere; `bundle` what a file must
 be, `card` what it says of itself; `model` the interface of whatever can be sampled; `engine` a bundle on a device;
-`server` and `client` the two ends of the wire; `job` a folder of samples. Every error is a `ServeError`.
+`server` and `client` the two ends of the wire; `bulk` many samples, kept. Every error is a `ServeError`.
 
 >>> from serve import Engine, load
 >>> engine = Engine(load())                      # the embedded faces

@@ -65,13 +65,22 @@ def load(path: Path | str = DEFAULT) -> Bundle:
     try:
         data = _read(path)
         try:
-            return Bundle(data, check(data), hashlib.sha256(data).hexdigest())
+            return parse(data)
         except BundleError as error:
             raise BundleError(f"{path} is not a model of ours: {error}") from None
     except (OSError, ValueError) as error:  # the second, of a path that no file can have
         raise BundleError(f"cannot read the model {path}: {getattr(error, 'strerror', None) or error}") from None
     except MemoryError:
         raise BundleError(f"there is not enough memory for the model {path}") from None
+
+
+def parse(data: bytes) -> Bundle:
+    """Return the bundle of a model file's bytes.
+
+    Raises:
+        BundleError: as `check`.
+    """
+    return Bundle(data, check(data), hashlib.sha256(data).hexdigest())
 
 
 def check(data: bytes) -> Card:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +20,7 @@ PILLOW: dict[str, dict[str, Any]] = {
     "webp": {"format": "WEBP", "lossless": True, "method": 1, "quality": 0},  # without loss, quality is effort
 }
 FORMATS = ("png", *PILLOW)
+ENDS = 12  # bytes
 SHEET = "balanced-vae sheet"  # the text "Software" of a contact sheet, by which train-vae knows it and leaves it out
 ENDINGS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
@@ -35,20 +34,11 @@ def encode(image: Images, kind: str) -> bytes:
     return file.getvalue()
 
 
-def whole(path: Path, kind: str) -> bool:
-    """Tell whether a file that `encode` made is all there, by its size and both its ends.
+def whole(begin: bytes, end: bytes, size: int, kind: str) -> bool:
+    """Tell whether a file that `encode` made is all there, by its first and last ENDS bytes and its size.
 
     A cut copy, a full disk and a power cut take a file's end, or leave zeros there. What lies between is not read.
     """
-    try:
-        with path.open("rb", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 12))
-            end = file.read(12)
-            file.seek(0)
-            begin = file.read(12)
-    except OSError:  # it cannot be read, so it is not there
-        return False
     if kind == "png":
         return begin.startswith(png.BEGIN) and end == png.END
     if kind == "jpeg":

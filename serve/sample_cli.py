@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
-import time
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from serve import flags
 from serve.address import check_address
+from serve.bulk.commands import Wanted, fill, pipe, verify
 
-if TYPE_CHECKING:
-    from serve.model import GenerativeModel
-    from serve.stop import StopRequest
-
-MOST = 10**8  # samples in one folder
+MOST = 10**12  # samples of one job
+STDOUT = "-"
 
 
 def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -50,31 +45,51 @@ def _format(context: click.Context, parameter: click.Parameter, value: str) -> s
     return "jpeg" if value == "jpg" else value
 
 
-def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
+def _part(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", value)
+    if not match or int(match[1]) >= int(match[2]):
+        raise click.BadParameter(f"I/N with 0 <= I < N, such as 0/8. Received: {value!r}")
+    return int(match[1]), int(match[2])
+
+
+def _refuse_what_has_no_effect(
+    server: str | None, model: str, kind: str, out: str, verify: str | None, ray: str | None
+) -> None:
     """Raise UsageError for an option on the command line (not in the environment) that nothing would come of."""
     context = click.get_current_context()
+    made, files, shards = verify is None, out != STDOUT, kind in ("parquet", "webdataset")
+    which = ("count", "out", "seed", "start", "temperature", "kind", "shard", "encoding", "part", "ray", "grid", "mix")
     for here, where, names in (
         (server is not None, "with --server", ("token", "wait", *flags.TLS)),
-        (server is None, "without --server", ("device", "arithmetic", "threads", "batch")),
+        (server is None, "without --server", ("device", "arithmetic", "threads", "batch", "ray")),
         (server is None and not model, "on the embedded faces, without --model and --server", ("precision",)),
+        (shards or kind == "npy", "with --format npy, parquet or webdataset", ("shard",)),
+        (shards, "with --format parquet or webdataset", ("encoding",)),
+        (files, "where --out is no pipe", ("shard", "part", "ray", "grid", "mix")),
+        (ray is not None, "with --ray", ("workers",)),
+        (ray is None, "without --ray", ("part", "batch", "threads", "grid")),
+        (made, "without --verify, which reads it from the manifest", which),
+        (not made, "with --verify", ("fraction",)),
     ):
         for name in names:
             if not here and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name} has an effect only {where}")
+                raise click.UsageError(
+                    f"--{ {'count': 'n', 'kind': 'format'}.get(name, name) } has an effect only {where}"
+                )
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
 @click.version_option(package_name="balanced-vae")
 # Which pictures
-@click.option(
-    "--n", "count", metavar="N", type=click.IntRange(1, MOST), required=True, help="How many pictures to make."
-)
+@click.option("--n", "count", metavar="N", type=click.IntRange(1, MOST), help="How many pictures to make.")
 @click.option(
     "--out",
     metavar="FOLDER",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write into.",
+    default="",
+    show_default=False,
+    help="Folder to write into, or a URL of an object store (s3://bucket/faces), or - to write a tar to a pipe.",
 )
 @click.option(
     "--seed",
@@ -96,10 +111,23 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(("png", "jpeg", "jpg", "webp", "npy")),
+    type=click.Choice(("png", "jpeg", "jpg", "webp", "npy", "parquet", "webdataset")),
     default="png",
     callback=_format,
-    help="Format of the files. npy: an array of 1000 pictures in each.",
+    help="Format of the files. npy: an array of 1000 pictures in each; parquet, webdataset: 10000, encoded.",
+)
+@click.option(
+    "--shard",
+    metavar="N",
+    type=click.IntRange(0, 10**6),
+    default=0,
+    help="Pictures in each file of npy, parquet or webdataset; 0: the format's own.",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(("png", "jpeg", "webp")),
+    default="png",
+    help="What the pictures in parquet and webdataset are encoded as.",
 )
 @click.option(
     "--grid",
@@ -112,6 +140,20 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
 @click.option(
     "--mix", is_flag=True, help="Write even into a folder that holds other files, replacing those of equal names."
 )
+@click.option(
+    "--verify",
+    metavar="FOLDER",
+    help="Make nothing: see that a folder, or a URL, is what its manifest says, by making a part of it again.",
+)
+@click.option(
+    "--fraction",
+    metavar="F",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.01,
+    help="With --verify, how much of it; one file at least.",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--json", "as_json", is_flag=True, help="Say all as lines of JSON.")
 # Who makes them
 @click.option(
     "--model",
@@ -173,91 +215,70 @@ def _refuse_what_has_no_effect(server: str | None, model: str) -> None:
     default=0,
     help="Without --server, the largest batch; 0: the device's own.",
 )
-def main(
-    count: int,
-    out: Path,
-    seed: int,
-    start: int,
-    temperature: float,
-    kind: str,
-    grid: tuple[int, int] | None,
-    mix: bool,
-    model: str,
-    precision: str | None,
-    server: str | None,
-    token: str,
-    wait: float,
-    device: str,
-    arithmetic: Literal["exact", "fast"],
-    threads: int,
-    batch: int,
-    **tls: Any,
-) -> None:
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=_part,
+    help="Make the I-th of N parts only, 0 <= I < N, beside processes that make the others. Then once without, to end.",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Have a Ray cluster make the files, each worker with a device of its own; local: this machine.",
+)
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(0, 10**5),
+    default=0,
+    help="With --ray, the most workers; 0: as many as there is room for.",
+)
+def main(**options: Any) -> None:
     """Make N pictures, samples START to START + N - 1 of a seed, and write them into a folder.
 
     \b
     sample-cli --n 1000 --out faces/ --grid
     sample-cli --n 5 --seed 7 --start 100 --out five/
+    sample-cli --n 1000000 --out s3://bucket/faces --format parquet
     sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
+    sample-cli --verify faces/
 
     The same seed and index give the same picture every time. On a folder that is not complete, the same command
     makes what is missing or damaged. Only one sample-cli at a time can write to a folder.
     """
-    if start + count > 2**63:
-        raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {start} + {count}")
-    _refuse_what_has_no_effect(server, model)
+    wanted = Wanted(**options)
+    _check(wanted)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve.stop import Stopped, StopRequest
 
     stop = StopRequest()
-    from serve import job
     from serve.errors import ServeError
-
-    def done(more: int) -> None:
-        stop.check()
-        bar.update(more)
 
     try:
         with ExitStack() as stack:
-            sampled = (
-                _remote(stack, stop, server, model, token=token, start=wait, **tls)
-                if server is not None
-                else _local(model, precision or "fp32", device, threads, batch, arithmetic)
-            )
-            wanted = job.Job(sampled.name, sampled.digest, sampled.arithmetic, seed, start, count, temperature, kind)
-            label = f"{sampled.name} seed {seed}"
-            began = time.monotonic()
-            stack.enter_context(job.hold(out))
-            with click.progressbar(length=count, label=label, show_pos=True, file=sys.stderr) as bar:
-                made = job.run(wanted, sampled, out, mix, done)
-            seconds = time.monotonic() - began
-            speed = f" in {seconds:.1f} s ({made / seconds:,.0f} images/s)" if made else ""
-            click.echo(f"{made:,} made{speed}, {count - made:,} were there: {out}")
-            if grid:
-                click.echo(f"contact sheet: {job.grid(wanted, sampled, out, *grid)}")
+            (verify if wanted.verify is not None else pipe if wanted.out == STDOUT else fill)(wanted, stack, stop)
     except (Stopped, ServeError) as error:
         if stop.signal is None:
             raise click.ClickException(str(error)) from None
-        click.echo(f"stopped; the same command completes {out}", err=True)
+        resumable = wanted.verify is None and wanted.out != STDOUT
+        click.echo(f"stopped; the same command completes {wanted.out}" if resumable else "stopped", err=True)
         raise SystemExit(128 + stop.signal) from None
 
 
-def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **options: Any) -> GenerativeModel:
-    from serve.client import Client, Options
-
-    client = stack.enter_context(Client(server, Options(**options)))
-    stop.wake = client.close  # whoever waits for the server stops waiting
-    name, _, version = model.partition("@")
-    return client.model(name, version)
-
-
-def _local(
-    model: str, precision: str, device: str, threads: int, batch: int, arithmetic: Literal["exact", "fast"]
-) -> GenerativeModel:
-    from serve.bundle import EMBEDDED, load
-    from serve.engine import Engine
-
-    engine = Engine(load(model or EMBEDDED[precision]), device, threads, batch, arithmetic=arithmetic)
-    if engine.difference:
-        click.echo(f"computing in {engine.arithmetic}: {engine.difference}", err=True)
-    return engine
+def _check(wanted: Wanted) -> None:
+    """Raise UsageError for options that contradict each other, or that are missing."""
+    _refuse_what_has_no_effect(wanted.server, wanted.model, wanted.kind, wanted.out, wanted.verify, wanted.ray)
+    if wanted.quiet and wanted.as_json:
+        raise click.UsageError("expected --quiet or --json. Received: both")
+    if wanted.verify is not None:
+        return
+    for name, value in (("n", wanted.count), ("out", wanted.out)):
+        if not value:
+            raise click.UsageError(f"expected --n and --out, or --verify. Received: no --{name}")
+    if wanted.start + (wanted.count or 0) > 2**63:
+        raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {wanted.start} + {wanted.count}")
+    given = click.get_current_context().get_parameter_source("kind") is ParameterSource.COMMANDLINE
+    if wanted.out == STDOUT and given and wanted.kind != "webdataset":
+        raise click.UsageError(f"--out - is a tar, --format webdataset. Received: --format {wanted.kind}")
+    if wanted.ray is not None and wanted.kind not in ("npy", "parquet", "webdataset"):
+        raise click.UsageError(f"--ray takes --format npy, parquet or webdataset. Received: {wanted.kind}")

@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,6 +196,8 @@ def main(
             _print(resolved)
             return
         resolved = resolved or _auto(data, cache, minutes, settings, start)
+        if not dry_run:
+            import_module("training.fit.two_stage")  # what is not installed is said before pictures are read
         splits = _load(data, resolved, skip_unreadable, cache)
         if dry_run:
             _print(resolved)

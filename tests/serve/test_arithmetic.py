@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 from serve import openvino
+from serve.bulk.job import make
+from serve.bulk.run import complete, held
+from serve.bulk.store import open_store
 from serve.bundle import load
 from serve.client import Client
 from serve.devices import Device, fastest, providers
 from serve.engine import MOST_DIFFERENCE, Engine
 from serve.errors import Changed, EngineError, JobError
-from serve.job import Job, hold, run
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import inside, metrics, serving, starting
@@ -101,12 +103,16 @@ def test_gpus_take_their_tensor_cores_only_where_they_are_asked_to(tmp_path: Pat
 
 def test_a_folder_holds_one_arithmetic(smoke_bundle: Path, tmp_path: Path) -> None:
     engine = Engine(load(smoke_bundle))
-    begun = Job(engine.name, engine.digest, engine.arithmetic, 0, 0, 4, 1.0, "png")
-    other = Job(engine.name, engine.digest, "bfloat16", 0, 0, 8, 1.0, "png")
-    with hold(tmp_path / "x"):
-        assert run(begun, engine, tmp_path / "x") == 4
-        with pytest.raises(JobError, match=r"\(arithmetic exact, not bfloat16\); choose another --out"):
-            run(other, engine, tmp_path / "x")
+    begun = make(engine.name, engine.digest, engine.arithmetic, count=4)
+    other = make(engine.name, engine.digest, "bfloat16", count=8)
+    store = open_store(str(tmp_path / "x"))
+    with held(begun, store) as kept:
+        assert complete(kept, engine, store).made == 4
+    with (
+        pytest.raises(JobError, match=r"\(arithmetic exact, not bfloat16\); choose another --out"),
+        held(other, store),
+    ):
+        pass
 
 
 def test_a_folder_of_before_there_was_a_choice_is_exact(smoke_bundle: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_a_token_of_the_environment_is_for_whoever_needs_it(smoke_bundle: Path, 
     [
         ("--n", 0),
         ("--n", -3),
-        ("--n", 10**12),
+        ("--n", 10**12 + 1),
         ("--n", "many"),
         ("--n", 1, "--seed", -1),
         ("--n", 1, "--seed", 2**64),

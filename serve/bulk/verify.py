@@ -1,0 +1,110 @@
+"""Proof that a store is what its manifest says: a random part of its files is made again and compared."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.bulk import formats
+from serve.bulk.job import Job
+from serve.bulk.store import Store
+from serve.errors import JobError
+from serve.model import EXACT, GenerativeModel
+
+ONE_LEVEL = 1  # what another processor or runtime may change in exact arithmetic
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it.
+
+    Attributes:
+        files: That there should be.
+        tried: That were made again.
+        same: Of these, those that are the same bytes.
+        near: Those whose pictures are the same to one grey level.
+        missing: Of all files, those that are not there.
+        wrong: Names of those that are damaged, or other pictures; or else of one that is missing.
+    """
+
+    files: int
+    tried: int
+    same: int
+    near: int
+    missing: int
+    wrong: list[str]
+
+
+def verify(
+    job: Job,
+    model: GenerativeModel,
+    store: Store,
+    fraction: float,
+    done: Callable[[int], None] = lambda count: None,
+    chance: random.Random | None = None,
+) -> Verdict:
+    """Make part of a job's files again and compare them; all have to be there.
+
+    Args:
+        job: What the manifest says.
+        model: The same model.
+        store: Where the files are.
+        fraction: How much of them, 0 < fraction <= 1; one file at least.
+        done: Called with the samples of each file that was compared. It may raise, to end this.
+        chance: Chooses them.
+
+    Raises:
+        JobError: the model is another one, or computes in another arithmetic.
+    """
+    for what, wanted, received in (
+        ("model", job.digest, model.digest),
+        ("arithmetic", job.arithmetic, model.arithmetic),
+    ):
+        if wanted != received:
+            raise JobError(f"{store} was made with the {what} {wanted}. Received: {received}; name that one")
+    missing = job.files - sum(map(job.has, store.walk()))
+    count = max(1, round(fraction * job.files))
+    same = near = 0
+    wrong = []
+    for number in sorted((chance or random.SystemRandom()).sample(range(job.files), count)):
+        file = job.file(number)
+        data = store.read(file.name)
+        if data is not None:
+            parts, made = [], []
+            for _, images in model.stream(job.seed, file.first, file.count, job.temperature):
+                parts.append(formats.encoded(job, images))
+                made.append(images)
+            if formats.joined(job, file, parts) == data:
+                same += 1
+            elif _near(job, data, np.concatenate(made)):
+                near += 1
+            else:
+                wrong.append(file.name)
+        done(file.count)
+    if missing and not wrong:
+        wrong.append(_first_missing(job, store))
+    return Verdict(job.files, count, same, near, missing, wrong)
+
+
+def _first_missing(job: Job, store: Store) -> str:
+    for group in job.groups():
+        names = [job.file(number).name for number in group]
+        there = store.names(names[0].rpartition("/")[0])
+        for name in names:
+            if name not in there:
+                return name
+    return ""
+
+
+def _near(job: Job, data: bytes, made: np.ndarray) -> bool:
+    """Tell whether a file holds these pictures to one grey level; where their encoding loses nothing."""
+    if job.encoding == "jpeg" or job.arithmetic != EXACT:
+        return False
+    try:
+        kept = formats.images(job, data)
+    except JobError:
+        return False
+    return kept.shape == made.shape and int(np.abs(kept.astype(np.int16) - made).max()) <= ONE_LEVEL

@@ -1,0 +1,61 @@
+"""A job on a real Ray cluster of two nodes, which lose a node and their driver."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import BIN, assert_clear_error, command
+from tests.serve.test_bulk import contents, sample
+
+ray = pytest.importorskip("ray")
+
+COUNT, SHARD = 20_000, 50
+WORDS = ["--format", "webdataset", "--shard", SHARD, "--device", "cpu"]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        yield started
+    finally:
+        started.shutdown()
+
+
+@pytest.mark.slow
+def test_what_a_cluster_makes_is_what_one_machine_makes(cluster: Any, smoke_bundle: Path, tmp_path: Path) -> None:
+    sample(smoke_bundle, tmp_path / "once", *WORDS, n=COUNT)
+    out, lost = tmp_path / "out", cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    words = [BIN / "sample-cli", "--model", smoke_bundle, "--out", out, "--n", COUNT, *WORDS]
+    full = [*map(str, words), "--ray", cluster.address]
+
+    def until(process: subprocess.Popen[str], files: int) -> None:
+        while len(list(out.glob("*.tar"))) < files:
+            assert process.poll() is None, process.communicate()
+
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(full, **pipes) as driver:
+        until(driver, 20)
+        cluster.remove_node(lost, allow_graceful=False)
+        until(driver, 40)
+        driver.send_signal(signal.SIGKILL)
+    assert len(list(out.glob("*.tar"))) < COUNT // SHARD
+    again = subprocess.run(full, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert " were there: " in again.stdout
+    assert contents(out) == contents(tmp_path / "once")
+
+
+def test_no_cluster_is_one_line(smoke_bundle: Path, tmp_path: Path) -> None:
+    words = ["--model", smoke_bundle, "--out", tmp_path / "out", "--n", 100, *WORDS]
+    result = command("sample-cli", *words, "--ray", "127.0.0.1:1")
+    assert_clear_error(result, "no Ray cluster answers at 127.0.0.1:1")
