@@ -121,7 +121,14 @@ def test_growth(tmp_path: Path, report: Path) -> None:
 def test_encode(smoke_bundle: Path, report: Path) -> None:
     bench("encode", "--model", smoke_bundle, "--pictures", 2, "--count", 4, "--rounds", 1, "--json", report)
     told = {name.partition(":")[0] for name in figures(report)}
-    assert {"png, as it is", "webp, method 2, effort 80", "rows alone, zlib, runs only", "png", "npy"} <= told
+    assert {
+        "png, as it is",
+        "webp, method 2, effort 80",
+        "rows alone, zlib, runs only",
+        "png",
+        "npy",
+        "parquet",
+    } <= told
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from serve.encoding import ENDINGS, encode
 from serve.errors import JobError
 from serve.model import Images
 
-Part = Sequence[bytes] | Images  # a batch: each picture encoded, or the images as they are
+Part = list[bytes] | Images  # a batch: each picture encoded, or the images as they are
 
 END_OF_TAR = bytes(2 * tarfile.BLOCKSIZE)
 ROWS = 1000  # of a group in Parquet: as many as its readers take at a time

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,8 @@ def to_json(job: Job, **more: Any) -> bytes:
     """Return a manifest."""
     versions = {"balanced-vae": VERSION, "numpy": np.__version__, "pillow": PIL.__version__}
     versions["zlib"] = zlib.ZLIB_RUNTIME_VERSION
+    if job.format == PARQUET:
+        versions["pyarrow"] = import_module("pyarrow").__version__
     return (json.dumps({**asdict(job), "versions": versions, **more}, indent=2) + "\n").encode()
 
 

@@ -30,7 +30,7 @@ MANIFEST = "manifest.json"
 GRID = "grid.png"
 AHEAD = 8  # batches that may wait to be encoded and put: bounds memory
 
-Done = Callable[[int, int], None]  # how many more samples are kept, and their bytes
+Done = Callable[[int, int], None]  # how many more samples there are, and their bytes
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def complete(
         job: As `held` gives it.
         model: Makes the samples.
         store: Where.
-        done: Called as more samples are known to be kept, and in between with (0, 0). It may raise, to end the job.
+        done: Called with how many more samples were there, or are made and encoded, and in between with (0, 0). It may
+            raise, to end the job.
         count: How many samples of the job; None for all.
         part: Which of so many parts to make: of the groups of files, every parts-th.
         parts: How many there are.
@@ -220,7 +221,7 @@ class _Puts:
         self.wait(AHEAD)
 
     def found(self, receipt: Receipt) -> None:
-        """Count what is in the store."""
+        """Count what was there."""
         self.kept.add(receipt)
         self._done(receipt.count, receipt.bytes)
 
@@ -228,10 +229,13 @@ class _Puts:
         """Wait until at most so many are left."""
         while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
             result = self._waiting.popleft().result()
-            if isinstance(result, Receipt):
-                self.found(result)
-            else:
+            if not isinstance(result, Receipt):  # of a shard, which may be minutes from its end
+                self._done(len(result), sum(map(len, result)) if isinstance(result, list) else result.nbytes)
+            elif result.sha256:  # its batches were counted
+                self.kept.add(result)
                 self._done(0, 0)
+            else:
+                self.found(result)
 
     def cancel(self) -> None:
         """Begin nothing more."""
