@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from export import export
-    from serve import AsyncClient, Client, Engine, Options, ServeError, load
+    from serve import AsyncClient, Client, Engine, Fleet, Options, ServeError, load
     from training import RECIPES, train
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "AsyncClient",
     "Client",
     "Engine",
+    "Fleet",
     "Options",
     "ServeError",
     "__version__",
@@ -38,6 +39,7 @@ _HOMES = {
     "AsyncClient": "serve",
     "Client": "serve",
     "Engine": "serve",
+    "Fleet": "serve",
     "Options": "serve",
     "RECIPES": "training",
     "ServeError": "serve",

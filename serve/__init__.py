@@ -34,7 +34,7 @@ from serve.errors import (
 if TYPE_CHECKING:
     from serve.bundle import Bundle, load
     from serve.card import Card
-    from serve.client import AsyncClient, AsyncModel, Client, Options, RemoteModel
+    from serve.client import AsyncClient, AsyncModel, Client, Fleet, FleetModel, Options, RemoteModel
     from serve.engine import Engine
     from serve.model import GenerativeModel
 
@@ -51,6 +51,8 @@ __all__ = [
     "Denied",
     "Engine",
     "EngineError",
+    "Fleet",
+    "FleetModel",
     "GenerativeModel",
     "JobError",
     "Options",
@@ -72,6 +74,8 @@ _HOMES = {
     "Card": "card",
     "Client": "client",
     "Engine": "engine",
+    "Fleet": "client",
+    "FleetModel": "client",
     "GenerativeModel": "model",
     "Options": "client",
     "RemoteModel": "client",

@@ -36,7 +36,7 @@ def _finite(context: click.Context, parameter: click.Parameter, value: float) ->
 
 def _address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     try:
-        return value if value is None else check_address(value)
+        return value if value is None else ",".join(map(check_address, value.split(",")))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
@@ -169,7 +169,10 @@ def _refuse_what_has_no_effect(
     help="Which of the two embedded faces models: int8 is faster on a CPU and rounds a little.  [default: fp32]",
 )
 @click.option(
-    "--server", metavar="HOST:PORT", callback=_address, help="Have the pictures made by the serve-vae at this address."
+    "--server",
+    metavar="HOST:PORT",
+    callback=_address,
+    help="Have the pictures made by the serve-vae at this address, or by several: HOST:PORT,HOST:PORT.",
 )
 @click.option(
     "--token",

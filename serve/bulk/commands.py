@@ -183,9 +183,11 @@ def _model(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> GenerativeMod
 
 
 def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **options: Any) -> GenerativeModel:
-    from serve.client import Client, Options
+    from serve.client import Client, Fleet, Options
 
-    client = stack.enter_context(Client(server, Options(**options)))
+    addresses, how = server.split(","), Options(**options)
+    client: Client | Fleet = Client(server, how) if len(addresses) == 1 else Fleet(addresses, how)
+    stack.callback(client.close)
     stop.wake = client.close  # whoever waits for the server stops waiting
     name, _, version = model.partition("@")
     return client.model(name, version)

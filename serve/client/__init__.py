@@ -7,11 +7,13 @@
 ...         ...
 
 `AsyncClient` is the same for asyncio. Since a sample is the same picture whoever makes it, whatever fails on the way is
-asked for again, and a stream that broke goes on where it stopped, even on another server.
+asked for again, and a stream that broke goes on where it stopped, even on another server. `Fleet` is a client of
+several servers, which share a range.
 """
 
 from serve.client.aio import AsyncClient, AsyncModel
+from serve.client.fleet import Fleet, FleetModel
 from serve.client.options import Options
 from serve.client.sync import Client, RemoteModel
 
-__all__ = ["AsyncClient", "AsyncModel", "Client", "Options", "RemoteModel"]
+__all__ = ["AsyncClient", "AsyncModel", "Client", "Fleet", "FleetModel", "Options", "RemoteModel"]

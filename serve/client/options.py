@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import grpc
 
 from serve.errors import RemoteError
+
+SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Options:
             # and one that comes back is found.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5000),
+            # Of a name with several addresses all are used that say they serve.
+            ("grpc.service_config", SERVICE_CONFIG),
         ]
         return [*options, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else options
 
