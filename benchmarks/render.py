@@ -14,6 +14,7 @@ import click
 from measure import Row, Table
 
 BEGIN, END = "<!-- by benchmarks/render.py -->", "<!-- to here -->"
+MISSING = "not measured"
 PLOTS = {"growth": "growth.png"}
 HEAD = """\
 # Benchmarks
@@ -58,21 +59,31 @@ class Reports:
     def __init__(self, folder: Path) -> None:
         self._found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
-    def row(self, report: str, title: str, name: str, unit: str = "images/s") -> Row:
-        """Return a row."""
+    def row(self, report: str, title: str, name: str, unit: str = "images/s") -> Row | None:
+        """Return a row; None where it was not measured, as torch where there is none."""
         tables = [each for each in self._found[report]["tables"] if each["title"].startswith(title)]
         rows = (row for each in tables for row in each["rows"] if row["name"].startswith(name) and row["unit"] == unit)
-        return Row(**next(rows))
+        return next((Row(**each) for each in rows), None)
 
     def figure(self, report: str, title: str, name: str, unit: str = "images/s") -> str:
         """Return a row's median, with its unit."""
-        value = statistics.median(self.row(report, title, name, unit).values)
+        row = self.row(report, title, name, unit)
+        if row is None:
+            return MISSING
+        value = statistics.median(row.values)
         return f"{value:,.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
 
     def ratio(self, report: str, title: str, name: str, to: str, unit: str = "images/s") -> str:
         """Return how many times another row of the table a row is: the median over the rounds."""
-        values = zip(*(self.row(report, title, each, unit).values for each in (name, to)), strict=True)
-        return f"{statistics.median(a / b for a, b in values):.2f}"
+        row, other = (self.row(report, title, each, unit) for each in (name, to))
+        if row is None or other is None:
+            return MISSING
+        return f"{statistics.median(a / b for a, b in zip(row.values, other.values, strict=True)):.2f}"
+
+    def device(self, report: str) -> str:
+        """Return how a report's titles begin: the model, the device and the arithmetic."""
+        title: str = self._found[report]["tables"][0]["title"]
+        return title[: title.index("requests")]
 
     def machine(self, report: str) -> str:
         """Return where a report was measured."""
@@ -85,7 +96,8 @@ def figures(folder: Path) -> str:
     told = Reports(folder)
     faces, celeba = "The chain of faces, 0.692 GFLOP a picture, in batches of 64", "The chain of celeba on cpu"
     naive, ours = "tf2onnx's graph, ONNX Runtime", "ours, fp32, cpu, exact"
-    small, large = "faces, openvino, exact, requests of 16", "faces, openvino, exact, requests of 1000"
+    served = told.device("server")
+    small, large = f"{served}requests of 16", f"{served}requests of 1000"
     engine, trained = "engine in process", "Stage 1 of the recipe faces"
     measured = [
         (
@@ -119,7 +131,7 @@ def figures(folder: Path) -> str:
         ),
         (
             "the wire alone, with an engine that costs nothing",
-            told.figure("server", "faces, openvino, exact, the wire", "raw, 8", "MB/s of pixels"),
+            told.figure("server", f"{served}the wire", "raw, 8", "MB/s of pixels"),
             "server",
         ),
         (

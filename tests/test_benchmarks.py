@@ -181,6 +181,19 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
         assert (tmp_path / here).read_text() == (there / here).read_text(), "make bench renews it"
 
 
+def test_readmes_table_says_what_was_not_measured(tmp_path: Path) -> None:
+    """A machine without torch measures as well."""
+    shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
+    shutil.copy(DOCS.parent / "README.md", tmp_path)
+    for path in (tmp_path / "benchmarks").glob("*.json"):
+        facts = json.loads(path.read_text())
+        for table in facts["tables"]:
+            table["rows"] = [row for row in table["rows"] if "torch" not in row["name"]]
+        path.write_text(json.dumps(facts))
+    bench("render", "--docs", tmp_path, "--readme", tmp_path / "README.md")
+    assert "not measured" in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_soak(smoke_bundle: Path) -> None:
     said = bench("soak", "--minutes", 0.05, "--model", smoke_bundle, "--workers", 2, "--killers", 1, "--stops", 1)
