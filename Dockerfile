@@ -14,7 +14,6 @@ RUN python -m venv --without-pip /opt/balanced-vae
 # What the package needs, by installing one without modules: an edit of a module does not install all of it again.
 WORKDIR /needs
 COPY pyproject.toml requirements.lock ./
-COPY serve/version.py serve/
 RUN mkdir LICENSES \
  && touch README.md LICENSE LICENSES/none \
  && pip --python /opt/balanced-vae install --no-cache-dir -c requirements.lock ".[${RUNTIME}]"
