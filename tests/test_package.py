@@ -188,6 +188,7 @@ def test_the_changelog_says_what_this_version_is() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     versions = re.findall(r"^## \[([^\]]+)\]", text, re.MULTILINE)
     assert versions[0] == "Unreleased"
+    assert PROJECT["version"] == VERSION
     assert VERSION in versions
 
 
