@@ -47,7 +47,7 @@ def main(address: str, pid: int | None, **options: Any) -> None:
         raise click.ClickException(str(error)) from None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
-    more = how.channel_options
+    more = how.channel_options(address)
     with grpc.secure_channel(address, secure, more) if secure else grpc.insecure_channel(address, more) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)  # its type stubs leave the calls out

@@ -104,9 +104,9 @@ class AsyncClient(Connection[asyncio.Event]):
         super().__init__(address, options, asyncio.Event())
         secure = options.credentials()
         self._channel = (
-            grpc.aio.secure_channel(address, secure, options.channel_options)
+            grpc.aio.secure_channel(address, secure, options.channel_options(address))
             if secure
-            else grpc.aio.insecure_channel(address, options.channel_options)
+            else grpc.aio.insecure_channel(address, options.channel_options(address))
         )
         self.stub: Any = rpc.SamplingServiceStub(self._channel)
 

@@ -12,6 +12,8 @@ import grpc
 
 from serve.errors import RemoteError
 
+# What may stand for several addresses: all of them are used that say they serve.
+NAMES = ("dns:", "ipv4:", "ipv6:")
 SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
 
 
@@ -52,9 +54,8 @@ class Options:
         """The metadata of each call."""
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
-    @property
-    def channel_options(self) -> list[tuple[str, Any]]:
-        """The arguments of gRPC's channel."""
+    def channel_options(self, address: str) -> list[tuple[str, Any]]:
+        """Return the arguments of gRPC's channel to an address."""
         options: list[tuple[str, Any]] = [
             # Each client has a connection of its own; gRPC would give all of a process the same one.
             ("grpc.use_local_subchannel_pool", 1),
@@ -64,9 +65,9 @@ class Options:
             # and one that comes back is found.
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 5000),
-            # Of a name with several addresses all are used that say they serve.
-            ("grpc.service_config", SERVICE_CONFIG),
         ]
+        if address.startswith(NAMES):
+            options.append(("grpc.service_config", SERVICE_CONFIG))
         return [*options, ("grpc.ssl_target_name_override", self.server_name)] if self.server_name else options
 
     def credentials(self) -> grpc.ChannelCredentials | None:

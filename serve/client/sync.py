@@ -106,9 +106,9 @@ class Client(Connection[threading.Event]):
         super().__init__(address, options, threading.Event())
         secure = options.credentials()
         self._channel = (
-            grpc.secure_channel(address, secure, options.channel_options)
+            grpc.secure_channel(address, secure, options.channel_options(address))
             if secure
-            else grpc.insecure_channel(address, options.channel_options)
+            else grpc.insecure_channel(address, options.channel_options(address))
         )
         self.stub = rpc.SamplingServiceStub(self._channel)
 
