@@ -6,7 +6,6 @@ from serve.bulk.job import PARQUET, Job
 from serve.card import Card
 
 README = "README.md"
-NAMED = {"parquet": "parquet", "webdataset": "webdataset"}
 
 
 def readme(job: Job, card: Card) -> str:
@@ -24,7 +23,7 @@ pretty_name: {job.count:,} samples of {job.model}
 license: other
 license_name: as-the-model
 size_categories: [{_size(job.count)}]
-tags: [synthetic, image, vae, {NAMED.get(job.format, job.format)}]
+tags: [synthetic, image, vae, {job.format}]
 configs:
 - config_name: default
   data_files: "*{job.ending}"
