@@ -78,6 +78,11 @@ clean:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu]'
 	touch $@
 
-.venv/full: .venv/bin/python pyproject.toml requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu,export,test,dev]'
+.venv/uv: .venv/bin/python requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock uv
+	touch $@
+
+# By uv, which takes a tenth of pip's minutes for so many packages.
+.venv/full: .venv/uv pyproject.toml requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode -c requirements.lock -e '.[cpu,export,test,dev]'
 	touch $@
