@@ -84,5 +84,5 @@ clean:
 
 # By uv, which takes a tenth of pip's minutes for so many packages.
 .venv/full: .venv/uv pyproject.toml requirements.lock
-	$(BIN)/uv pip install --quiet --compile-bytecode -c requirements.lock -e '.[cpu,export,test,dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --compile-bytecode -c requirements.lock -e '.[cpu,export,test,dev]'
 	touch $@

@@ -227,7 +227,8 @@ def _refuse_what_has_no_effect(
 @click.option(
     "--ray",
     metavar="ADDRESS",
-    help="Have a Ray cluster make the files, each worker with a device of its own; local: this machine.",
+    help="Have a Ray cluster make the files, each worker with a device of its own; auto: the cluster that this machine "
+    "belongs to; local: this machine alone.",
 )
 @click.option(
     "--workers",

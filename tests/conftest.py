@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from PIL import Image, ImageDraw
 
 BIN = Path(sys.executable).parent
@@ -32,6 +33,8 @@ HOMES = {
 SHARED = Path(__file__).parents[2] / "shared"
 # Where a benchmark that is imported finds its siblings, as it does when it is run. The end: one is called triton.
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -95,27 +98,48 @@ def draw_faces(folder: Path, count: int, size: tuple[int, int] = (40, 48)) -> Pa
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_faces(tmp_path_factory.mktemp("pictures"), 48)
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Have something made by the first worker of a test run that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def find(name: str, make: Callable[[Path], object]) -> Path:
+        path, made = root / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not made.exists():
+                make(path)
+                made.touch()
+        return path
+
+    return find
 
 
 @pytest.fixture(scope="session")
-def smoke_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(once: Once) -> Path:
+    return once("pictures", lambda folder: draw_faces(folder, 48))
+
+
+@pytest.fixture(scope="session")
+def smoke_run(pictures: Path, once: Once) -> Path:
     """A run directory that `train-vae` made."""
-    out = tmp_path_factory.mktemp("runs") / "smoke"
-    result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out)
-    assert result.returncode == 0, result.stderr
-    assert "0000 00:00:" not in result.stderr  # TensorFlow's own log
-    return out
+
+    def make(out: Path) -> None:
+        result = command("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out)
+        assert result.returncode == 0, result.stderr
+        assert "0000 00:00:" not in result.stderr  # TensorFlow's own log
+
+    return once("smoke", make)
 
 
 @pytest.fixture(scope="session")
-def smoke_bundle(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smoke_bundle(smoke_run: Path, once: Once) -> Path:
     """A bundle that `export-onnx` made of it."""
-    out = tmp_path_factory.mktemp("bundles") / "smoke.onnx"
-    result = command("export-onnx", smoke_run, "--out", out)
-    assert result.returncode == 0, result.stderr
-    return out
+
+    def make(out: Path) -> None:
+        result = command("export-onnx", smoke_run, "--out", out)
+        assert result.returncode == 0, result.stderr
+
+    return once("smoke.onnx", make)
 
 
 @contextmanager

@@ -217,3 +217,10 @@ def test_litserve() -> None:
 def test_triton(shared: Callable[[str], Path]) -> None:
     folder = shared("pytriton/tritonserver")
     assert "at most 0 grey levels" in bench("repository", "--server", folder, "--model", DEFAULT, "--count", 8)
+
+
+@pytest.mark.slow
+def test_cluster(smoke_bundle: Path, report: Path) -> None:
+    few = ["--model", smoke_bundle, "--count", 100, "--workers", 1, "--shard", 50, "--rounds", 1]
+    bench("cluster", *few, "--json", report)
+    assert figures(report).keys() == {"one process, threads: 1", "Ray, workers: 1"}

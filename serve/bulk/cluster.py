@@ -1,8 +1,8 @@
-"""A job on a cluster: Ray hands out the shards, and one row of its data is one shard.
+"""A job on a cluster: actors of Ray make the shards, one at a time each.
 
 An actor has an engine of its own; it makes a shard, puts it, and returns a receipt. Pictures never enter Ray's object
 store. A shard that is made twice, since a node was lost or the driver came back, is the same bytes under the same name,
-so nothing has to be told to anybody.
+so whatever fails is given to another actor, and nothing has to be told to anybody.
 """
 
 from __future__ import annotations
@@ -11,28 +11,26 @@ import logging
 import os
 import socket
 import sys
-import warnings
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from serve import devices
 from serve.bulk.job import Job
-from serve.bulk.run import Done, Kept, Receipt, shard
+from serve.bulk.run import Done, Kept, Receipt, complete
 from serve.bulk.store import URL, open_store
 from serve.bundle import Bundle, parse
 from serve.card import Card
 from serve.errors import JobError
 from serve.model import EXACT
 
-TRIES = 3  # of a shard, where its node is lost; Ray's own number for a pool's actors is endless
+TRIES = 3  # of a shard
 LOCAL = "local"
 PATIENCE = 5.0  # seconds until a connection
-BLOCKS = 10_000  # that Ray plans at most; beyond, a block has several shards
+HEARTBEAT = 1.0  # seconds until whoever waits may end the job
 
 
 class Cluster:
@@ -76,11 +74,10 @@ class Cluster:
         """
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core logs is for its log files
         try:
-            ray, data = import_module("ray"), import_module("ray.data")
+            ray = import_module("ray")
         except ImportError:
             raise JobError("--ray takes pip install '.[ray]' in the checkout") from None
         logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         with redirect_stdout(sys.stderr):  # whatever Ray prints is not what this command says
             try:
                 _check_listens(self._address)
@@ -92,11 +89,14 @@ class Cluster:
                 ) from None
             try:
                 kept = Kept()
-                for row in self._rows(ray, data, job, place).iter_rows():
-                    values = {key: value.item() if hasattr(value, "item") else value for key, value in row.items()}
-                    receipt = Receipt(**values)
-                    kept.add(receipt)
-                    done(receipt.count, receipt.bytes)
+                for receipt in self._receipts(ray, job, place):
+                    if receipt is None:
+                        done(0, 0)
+                    else:
+                        kept.add(receipt)
+                        done(receipt.count, receipt.bytes)
+            except ray.exceptions.RayTaskError as error:
+                raise JobError(str(error.cause)) from None
             except ray.exceptions.RayError as error:
                 reason = str(error).strip().splitlines()[-1]
                 raise JobError(f"the cluster cannot complete {place}: {reason}; the same command goes on") from None
@@ -105,37 +105,62 @@ class Cluster:
         kept.receipts.sort(key=lambda receipt: receipt.name)
         return kept
 
-    def _rows(self, ray: Any, data: Any, job: Job, place: str) -> Any:
-        """Return Ray's dataset of receipts, which are still to come."""
-        data.DataContext.get_current().enable_progress_bars = False
+    def _receipts(self, ray: Any, job: Job, place: str) -> Iterator[Receipt | None]:
+        """Yield what is made, as it is made; None now and then while nothing is."""
         gpu = self._device.startswith(("cuda", "tensorrt"))
-        room = int(ray.cluster_resources().get("GPU" if gpu else "CPU", 0))
+        need = "GPU" if gpu else "CPU"
+        room = int(ray.cluster_resources().get(need, 0))
+        if not (self._workers or room):
+            raise JobError(f"the cluster has no {need}; name another --device, or --workers to wait for some")
         store = place if URL.match(place) else str(Path(place).absolute())
-        asked = (ray.put(self._bundle.data), asdict(job), store, self._device, self._asked, 0 if gpu else 1)
-        # The rows come from here: tasks that read them would wait for processors that the workers have.
-        rows = data.from_items(
-            [{"id": number} for number in range(job.files)], override_num_blocks=min(job.files, BLOCKS)
-        )
-        with warnings.catch_warnings():
-            # The only way to bound the retries, which are endless otherwise, is one that Ray is about to change.
-            warnings.simplefilter("ignore")
-            return rows.map_batches(
-                ShardWriter,
-                fn_constructor_args=asked,
-                batch_size=1,
-                compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(job.files, self._workers or room))),
-                max_restarts=TRIES,
-                max_task_retries=TRIES,
-                **({"num_gpus": 1} if gpu else {"num_cpus": 1}),
-            )
+        asked = (ray.put(self._bundle.data), job, store, self._device, self._asked, 0 if gpu else 1)
+        actors = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": 1}))(ShardWriter)
+
+        shards, again = iter(range(job.files)), list[int]()
+        failures = Counter[int]()
+        running: dict[Any, tuple[Any, int | None]] = {}  # what is waited for: of which actor, its start or a shard
+
+        def start() -> None:
+            actor = actors.remote(*asked)
+            running[actor.ready.remote()] = actor, None
+
+        for _ in range(min(job.files, self._workers or room)):
+            start()
+        left = job.files
+        while left:
+            ready, _ = ray.wait(list(running), timeout=HEARTBEAT)
+            if not ready:
+                yield None
+            for reference in ready:
+                actor, number = running.pop(reference)
+                try:
+                    receipt = ray.get(reference)
+                except ray.exceptions.RayError:
+                    if number is None:  # others may have started; what one cannot do here, it cannot do again
+                        if not running:
+                            raise
+                        continue
+                    failures[number] += 1
+                    if failures[number] == TRIES:
+                        raise
+                    again.append(number)
+                    ray.kill(actor)  # it may only be out of reach
+                    start()
+                    continue
+                if number is not None:
+                    left -= 1
+                    yield receipt
+                number = again.pop() if again else next(shards, None)
+                if number is not None:  # else the actor ends here, and gives its room back
+                    running[actor.make.remote(number)] = actor, number
 
 
 class ShardWriter:
     """An actor: makes the shards whose numbers it is given.
 
     Args:
-        model: Ray's reference to the model file's bytes.
-        job: What is wanted, as a dictionary.
+        model: The model file's bytes.
+        job: What is wanted.
         place: The store's path or URL.
         device: As `Engine` takes it.
         arithmetic: As `Engine` takes it.
@@ -146,29 +171,25 @@ class ShardWriter:
     """
 
     def __init__(
-        self,
-        model: Any,
-        job: dict[str, Any],
-        place: str,
-        device: str,
-        arithmetic: Literal["exact", "fast"],
-        threads: int,
+        self, model: bytes, job: Job, place: str, device: str, arithmetic: Literal["exact", "fast"], threads: int
     ) -> None:
         from serve.engine import Engine
 
-        self._job, self._store = Job(**job), open_store(place)
-        self._engine = Engine(parse(import_module("ray").get(model)), device, threads, arithmetic=arithmetic)
+        self._job, self._store = job, open_store(place)
+        self._engine = Engine(parse(model), device, threads, arithmetic=arithmetic)
         for what, wanted, received in (
-            ("model", self._job.digest, self._engine.digest),
-            ("arithmetic", self._job.arithmetic, self._engine.arithmetic),
+            ("model", job.digest, self._engine.digest),
+            ("arithmetic", job.arithmetic, self._engine.arithmetic),
         ):
             if wanted != received:
                 raise JobError(f"a worker should make samples in the {what} {wanted}. Received: {received}")
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        """Return the receipts of the shards with the numbers rows["id"], a column for each of their values."""
-        made = [asdict(shard(self._job, self._job.file(int(each)), self._engine, self._store)) for each in rows["id"]]
-        return {key: np.array([each[key] for each in made]) for key in made[0]}
+    def ready(self) -> None:
+        """Return once there is an engine."""
+
+    def make(self, number: int) -> Receipt:
+        """Make one shard, or find it there."""
+        return complete(self._job, self._engine, self._store, part=number, parts=self._job.files).receipts[0]
 
 
 def _check_listens(address: str) -> None:

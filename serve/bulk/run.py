@@ -138,15 +138,6 @@ def complete(
     return kept
 
 
-def shard(job: Job, file: File, model: GenerativeModel, store: Store) -> Receipt:
-    """Make sure that one shard is in the store: as it is there, or made now."""
-    found = _found(job, file, model, store)
-    if found:
-        return found
-    parts = [formats.encoded(job, images) for _, images in _stream(job, file, model)]
-    return _put(job, file, parts, store)
-
-
 def finish(job: Job, card: Card, store: Store, receipts: Sequence[Receipt]) -> None:
     """Write what is written last: the manifest with all shards, and a page that describes those that others load."""
     if receipts:

@@ -145,7 +145,7 @@ class Folder:
         """As `Store.hold`. The locks go with the process, however that ends.
 
         Several workers hold one lock each, and whoever is alone takes all of these: it removes what was left
-        half-written.
+        half-written, and in the end what nodes that its cluster lost have left.
         """
         with self._trying():
             self._path.mkdir(parents=True, exist_ok=True)
@@ -154,9 +154,7 @@ class Folder:
                 self._lock(stack, LOCK)
                 for path in self._path.glob(f"{LOCK}-*"):
                     self._lock(stack, path.name)
-                for name in self.walk():
-                    if PART.fullmatch(name.rpartition("/")[2]):
-                        self.remove(name)
+                self._sweep()
                 begin()
             else:
                 with ExitStack() as first:
@@ -164,6 +162,13 @@ class Folder:
                     self._lock(stack, f"{LOCK}-{worker}")
                     begin()
             yield
+            if worker is None:
+                self._sweep()
+
+    def _sweep(self) -> None:
+        for name in self.walk():
+            if PART.fullmatch(name.rpartition("/")[2]):
+                self.remove(name)
 
     def _lock(self, stack: ExitStack, name: str, patience: float = 0.0) -> None:
         lock = FileLock(self._path / name, timeout=patience, fallback_to_soft=False)
