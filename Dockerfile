@@ -8,7 +8,7 @@
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
-# One of pyproject.toml's extras: cpu, gpu or openvino.
+# One of pyproject.toml's extras cpu, gpu and openvino, and others behind it: cpu,bulk for object stores.
 ARG RUNTIME=cpu
 RUN python -m venv --without-pip /opt/balanced-vae
 # What the package needs, by installing one without modules: an edit of a module does not install all of it again.

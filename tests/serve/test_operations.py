@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import kubernetes_validate
 import promql_parser as promql
 import pytest
 import yaml
 
-from serve import Client
+from serve import Client, sample_cli
 from serve.server.cli import main
 from serve.server.settings import Settings
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -28,6 +29,11 @@ BOARD: dict[str, Any] = json.loads((DOCS / "grafana.json").read_text())
 RULES: list[dict[str, Any]] = [
     rule for group in yaml.safe_load((DOCS / "alerts.yaml").read_text())["groups"] for rule in group["rules"]
 ]
+MANIFESTS: dict[str, dict[str, Any]] = {
+    each["kind"]: each
+    for name in ("servers", "samples")
+    for each in yaml.safe_load_all((DOCS / f"kubernetes/{name}.yaml").read_text())
+}
 BUF = {"--protocol", "--http2-prior-knowledge", "--reflect", "--reflect-header"}
 PROMETHEUS = {"instance", "job"}  # labels that it adds
 NAMES = r"balancedvae_\w+"
@@ -189,8 +195,7 @@ def test_the_page_names_every_flag_and_no_other() -> None:
 
 def test_what_supervisors_start_are_settings_that_go_together() -> None:
     (unit,) = re.findall(r"^ExecStart=(.*)$", PAGE, re.MULTILINE)
-    (deployment,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    pod = yaml.safe_load(deployment)["spec"]["template"]["spec"]
+    pod = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
     for words in (shlex.split(unit), pod["containers"][0]["args"]):
         assert Path(words[0]).name == "serve-vae"
         flags = main.make_context("serve-vae", words[1:]).params
@@ -201,6 +206,34 @@ def test_what_supervisors_start_are_settings_that_go_together() -> None:
     assert settings.grace < min(
         pod["terminationGracePeriodSeconds"], *map(int, re.findall("TimeoutStopSec=(.*)", PAGE))
     )
+
+
+@pytest.mark.parametrize("kind", MANIFESTS)
+def test_manifests_are_what_kubernetes_takes(kind: str) -> None:
+    kubernetes_validate.validate(MANIFESTS[kind], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_manifests_know_each_other(exported: dict[str, Labels]) -> None:
+    service, deployment, budget, scaler, job = MANIFESTS.values()
+    template = deployment["spec"]["template"]
+    labels, (server,) = template["metadata"]["labels"], template["spec"]["containers"]
+    assert service["spec"]["selector"] == labels
+    assert [each["spec"]["selector"]["matchLabels"] for each in (deployment, budget)] == [labels, labels]
+    assert {each["port"] for each in service["spec"]["ports"]} == {server["readinessProbe"]["grpc"]["port"]}
+    assert template["metadata"]["annotations"]["prometheus.io/port"] == "9470"
+    assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    (metric,) = (each["pods"]["metric"]["name"] for each in scaler["spec"]["metrics"])
+    assert metric in exported
+    (values,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "scale.md").read_text(), re.DOTALL)
+    (rule,) = yaml.safe_load(values)["rules"]["custom"]
+    assert rule["seriesQuery"].startswith(metric + "{")
+
+    spec = job["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    name, *words = [word.replace("$(JOB_COMPLETION_INDEX)", "7") for word in container["args"]]
+    assert sample_cli.main.make_context(name, words).params["part"] == (7, spec["completions"])
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
 
 
 def test_environment_variables_are_options(smoke_bundle: Path, tmp_path: Path) -> None:
