@@ -3,6 +3,7 @@
 # make check       format, lint, types, import arrows, wire contracts: what CI and pre-commit run
 # make bench       measure what docs/benchmarks.md shows, in a quarter of an hour on two quiet cores
 # make bench-full  the same, in more and longer rounds and larger batches; with TORCH=PYTHON both try torch as well
+# make bench-scale what docs/scale.md shows, in an hour
 # make protos      generate the stubs in serve/stubs
 # make lock        renew requirements.lock
 
@@ -12,7 +13,7 @@ BENCH := $(BIN)/python benchmarks
 FIGURES := docs/benchmarks
 STUBS := sampling/v1/sampling.proto admin/v1/admin.proto onnx/v1/model.proto inference.proto
 
-.PHONY: faces test check bench bench-full format protos lock clean
+.PHONY: faces test check bench bench-full bench-scale format protos lock clean
 
 faces: .venv/light
 	$(BIN)/sample-cli --n 1000 --out faces/ --grid
@@ -48,6 +49,12 @@ bench bench-full: .venv/full
 	$(BENCH)/growth.py $(SIZES) --plot docs/growth.png --json $(FIGURES)/growth.json
 	$(BENCH)/train.py --rounds 5 --steps 3 --try base_dim=16,batch=50 $(TORCH:%=--torch %) $(COMPILE) --json $(FIGURES)/train.json
 	$(BENCH)/second_stage.py $(LENGTH) --json $(FIGURES)/second_stage.json
+	$(BENCH)/render.py
+
+bench-scale: .venv/full
+	$(BENCH)/cluster.py --json $(FIGURES)/cluster.json
+	$(BENCH)/exporter.py --recipe smoke --rounds 1 --batch 4 --keep .venv/smoke
+	$(BENCH)/cluster.py --model .venv/smoke/fp32.onnx --count 100000 --count 1000000 --json $(FIGURES)/cluster-small.json
 	$(BENCH)/render.py
 
 format: .venv/full

@@ -9,6 +9,7 @@ as many as there are workers; beside these both encode.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,9 @@ from tempfile import TemporaryDirectory
 
 import click
 from measure import Row, Table, finish, interleave, json_option
+
+from serve.bulk.cluster import LOOPBACK
+from serve.bundle import DEFAULT, load
 
 BIN = Path(sys.executable).parent
 
@@ -42,10 +46,12 @@ def main(
     report: Path | None,
 ) -> None:
     """Print seconds, and pictures a second."""
+    os.environ.setdefault(*LOOPBACK)
     try:
         utils = import_module("ray.cluster_utils")
     except ImportError:
         raise click.ClickException("Ray is missing; pip install '.[cpu,bulk,ray]' in the checkout") from None
+    height, width, _ = load(model or DEFAULT).card.image_shape
     words = ["--device", "cpu", "--format", "parquet", "--shard", str(shard)]
     words += ["--model", str(model)] if model else []
     tables = []
@@ -66,7 +72,7 @@ def main(
             rows = [Row(name, "s", values) for name, values in found.items()]
             rows += [Row(name, "images/s", [count / each for each in values]) for name, values in found.items()]
             against = [name for name in work if name.startswith("one")]
-            tables.append(Table(f"{count:,} pictures of {model.stem if model else 'faces'}", rows, against))
+            tables.append(Table(f"{count:,} pictures of {width} x {height}", rows, against))
             tables[-1].show()
     finish(report, __doc__, tables)
 

@@ -1,4 +1,4 @@
-"""The page of all measurements, docs/benchmarks.md, and README's table, from what the benchmarks wrote with --json.
+"""The page of all measurements, docs/benchmarks.md, and others' tables, from what the benchmarks wrote.
 
 python benchmarks/render.py
 """
@@ -80,6 +80,10 @@ class Reports:
             return MISSING
         return f"{statistics.median(a / b for a, b in zip(row.values, other.values, strict=True)):.2f}"
 
+    def titles(self, report: str) -> list[str]:
+        """Return how a report's tables are called."""
+        return [each["title"] for each in self._found[report]["tables"]]
+
     def device(self, report: str) -> str:
         """Return how a report's titles begin: the model, the device and the arithmetic."""
         title: str = self._found[report]["tables"][0]["title"]
@@ -156,20 +160,38 @@ def figures(folder: Path) -> str:
     return f"On {told.machine('sample')}:\n\n| what | measured | by |\n|---|---|---|\n{rows}"
 
 
-def readme(text: str, folder: Path) -> str:
-    """Return README with the figures that are measured here."""
+def costs(folder: Path) -> str:
+    """Return the table of docs/scale.md: seconds of jobs, by how many samples they are and who makes them."""
+    told = Reports(folder)
+    lines = []
+    for report in ("cluster", "cluster-small"):
+        for title in told.titles(report):
+            cells = [title.replace(" pictures of ", ", ")]
+            for size in (1, 2):
+                alone, ray = f"one process, threads: {size}", f"Ray, workers: {size}"
+                cells += [told.figure(report, title, each, "s") for each in (alone, ray)]
+                cells.append(told.ratio(report, title, ray, alone, "s"))
+            lines.append(f"| {' | '.join(cells)} |\n")
+    head = "| samples | 1 thread | Ray, 1 worker | ratio | 2 threads | Ray, 2 workers | ratio |\n" + "|---" * 7 + "|\n"
+    return f"On {told.machine('cluster')}:\n\n{head}{''.join(lines)}"
+
+
+def filled(text: str, figures: str) -> str:
+    """Return a page with the figures that are measured here."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{figures(folder)}{END}{after}"
+    return f"{before}{BEGIN}\n{figures}{END}{after}"
 
 
 @click.command()
 @click.option("--docs", type=click.Path(path_type=Path, exists=True), default=Path("docs"), show_default=True)
 @click.option("--readme", "front", type=click.Path(path_type=Path, exists=True), default=Path("README.md"))
 def main(docs: Path, front: Path) -> None:
-    """Write the page, and README's table."""
-    (docs / "benchmarks.md").write_text(page(docs / "benchmarks"))
-    front.write_text(readme(front.read_text(), docs / "benchmarks"))
+    """Write the page, and the tables of README and docs/scale.md."""
+    measured, scale = docs / "benchmarks", docs / "scale.md"
+    (docs / "benchmarks.md").write_text(page(measured))
+    front.write_text(filled(front.read_text(), figures(measured)))
+    scale.write_text(filled(scale.read_text(), costs(measured)))
 
 
 if __name__ == "__main__":

@@ -176,8 +176,9 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert list((DOCS / "benchmarks").glob("*.json")), "make bench writes some"
     shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
     shutil.copy(DOCS.parent / "README.md", tmp_path)
+    shutil.copy(DOCS / "scale.md", tmp_path)
     bench("render", "--docs", tmp_path, "--readme", tmp_path / "README.md")
-    for here, there in (("benchmarks.md", DOCS), ("README.md", DOCS.parent)):
+    for here, there in (("benchmarks.md", DOCS), ("scale.md", DOCS), ("README.md", DOCS.parent)):
         assert (tmp_path / here).read_text() == (there / here).read_text(), "make bench renews it"
 
 
@@ -185,6 +186,7 @@ def test_readmes_table_says_what_was_not_measured(tmp_path: Path) -> None:
     """A machine without torch measures as well."""
     shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
     shutil.copy(DOCS.parent / "README.md", tmp_path)
+    shutil.copy(DOCS / "scale.md", tmp_path)
     for path in (tmp_path / "benchmarks").glob("*.json"):
         facts = json.loads(path.read_text())
         for table in facts["tables"]:

@@ -29,6 +29,8 @@ from serve.model import EXACT
 
 TRIES = 3  # of a shard
 LOCAL = "local"
+# Ray's switch for systems whose firewalls ask about each program that listens: it then does on the loopback alone.
+LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 PATIENCE = 5.0  # seconds until a connection
 HEARTBEAT = 1.0  # seconds until whoever waits may end the job
 
@@ -72,7 +74,8 @@ class Cluster:
         Raises:
             JobError: Ray is not installed, does not answer, or cannot complete the job.
         """
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what its core logs is for its log files
+        if self._address == LOCAL:
+            os.environ.setdefault(*LOOPBACK)
         try:
             ray = import_module("ray")
         except ImportError:

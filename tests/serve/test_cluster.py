@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from serve.bulk.cluster import LOOPBACK
 from tests.conftest import BIN, assert_clear_error, command
 from tests.serve.test_bulk import contents, sample
 
+os.environ.setdefault(*LOOPBACK)  # before Ray is imported
 ray = pytest.importorskip("ray")
 
 COUNT, SHARD = 8_000, 50
@@ -25,6 +28,7 @@ def cluster() -> Iterator[Any]:
 
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
+        assert started.address.startswith("127.0.0.1:")
         yield started
     finally:
         started.shutdown()
