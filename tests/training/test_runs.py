@@ -237,8 +237,8 @@ def test_other_backends_train_the_same_recipe(backend: str, pictures: Path, tmp_
     if find_spec(backend) is None:
         pytest.skip(f"needs {backend}, which is not installed")
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
-    words += ("--set", "first_stage=rae-gp", "--set", "depth_per_block=1", "--set", "second_depth=1")
-    result = command(*words, KERAS_BACKEND=backend)
+    words += ("--set", "first_stage=rae-gp")
+    result = command(*words, KERAS_BACKEND=backend, XLA_FLAGS="--xla_backend_optimization_level=0")  # quick to compile
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["backend"] == backend
     refused = command(*words, KERAS_BACKEND="tensorflow")
