@@ -19,10 +19,11 @@ PLOTS = {"growth": "growth.png"}
 HEAD = """\
 # Benchmarks
 
-`make bench` measures all of this anew, `make bench-full` in more rounds, and `python benchmarks/render.py` makes this
-page of what they wrote into `docs/benchmarks/`. Whatever stands in one table was measured in turns, once a round: a
-figure is the median over the rounds, with the lowest and the highest behind it. A column that begins with / says how
-many times the row of that name it is: the ratio is taken within each round, and is the median of these.
+`make bench` measures all of this anew, but what is called cluster, which `make bench-scale` does; `make bench-full`
+takes more rounds. `python benchmarks/render.py` makes this page of what they wrote into `docs/benchmarks/`. Whatever
+stands in one table was measured in turns, once a round: a figure is the median over the rounds, with the lowest and the
+highest behind it. A column that begins with / says how many times the row of that name it is: the ratio is taken within
+each round, and is the median of these.
 """
 
 

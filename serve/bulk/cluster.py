@@ -1,14 +1,15 @@
 """A job on a cluster: actors of Ray make the shards, one at a time each.
 
 An actor has an engine of its own; it makes a shard, puts it, and returns a receipt. Pictures never enter Ray's object
-store. A shard that is made twice, since a node was lost or the driver came back, is the same bytes under the same name,
-so whatever fails is given to another actor, and nothing has to be told to anybody.
+store. A shard that is made twice, since a node was lost or the driver came back, is the same pictures under the same
+name, so whatever fails is given to another actor, and nothing has to be told to anybody.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from collections import Counter
@@ -27,12 +28,13 @@ from serve.card import Card
 from serve.errors import JobError
 from serve.model import EXACT
 
-TRIES = 3  # of a shard
+TRIES = 3  # of a shard, and of starting an actor before any other has made something
 LOCAL = "local"
 # Ray's switch for systems whose firewalls ask about each program that listens: it then does on the loopback alone.
 LOOPBACK = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 PATIENCE = 5.0  # seconds until a connection
 HEARTBEAT = 1.0  # seconds until whoever waits may end the job
+START = -1  # in place of a shard's number
 
 
 class Cluster:
@@ -41,9 +43,12 @@ class Cluster:
     Args:
         address: Ray's, or LOCAL for this machine alone.
         bundle: The model; its bytes travel once.
-        device: Of each worker: on a GPU it takes one for itself, else one processor.
+        device: Of each worker: with "cuda" or "tensorrt" it takes a GPU for itself, else one processor ("auto" too).
         arithmetic: As `Engine` takes it.
         workers: The most there are; 0 for as many as the cluster has room for.
+
+    Raises:
+        JobError: no such address, or a device that no worker can be told to have.
 
     Attributes:
         card: As `GenerativeModel.card`; `name`, `digest` and `arithmetic` likewise.
@@ -57,11 +62,19 @@ class Cluster:
         arithmetic: Literal["exact", "fast"] = "exact",
         workers: int = 0,
     ) -> None:
-        self._address, self._bundle, self._device, self._workers = address, bundle, device, workers
+        self._address, self._bundle, self._workers = address, bundle, workers
+        # What else a node has is not known here, and whatever is not asked of Ray would be shared by all of its actors.
+        self._device = "cpu" if device == "auto" else device
+        kind, _, number = self._device.partition(":")
+        self._gpu = kind in ("cuda", "tensorrt")
+        if "://" in address:
+            raise JobError(f"--ray takes HOST:PORT, auto or local, on a node of the cluster. Received: {address}")
+        if number:
+            raise JobError(f"--ray gives each worker a device of its own; pass --device {kind}. Received: {device}")
         self._asked: Literal["exact", "fast"] = arithmetic
         self.card: Card = bundle.card
         self.name, self.digest = bundle.card.name, bundle.digest
-        self.arithmetic = EXACT if arithmetic == EXACT else devices.fastest(devices.candidates(device)[0])
+        self.arithmetic = EXACT if arithmetic == EXACT else devices.fastest(devices.candidates(self._device)[0])
 
     def complete(self, job: Job, place: str, done: Done) -> Kept:
         """Make what is missing of a job, in the store at a path or URL that all nodes have and this process holds.
@@ -84,11 +97,14 @@ class Cluster:
         with redirect_stdout(sys.stderr):  # whatever Ray prints is not what this command says
             try:
                 _check_listens(self._address)
-                where = {"include_dashboard": False} if self._address == LOCAL else {"address": self._address}
-                ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+                where = {"include_dashboard": False} if self._address == LOCAL else {}
+                stop = signal.getsignal(signal.SIGTERM)
+                ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR, **where)
+                signal.signal(signal.SIGTERM, stop)  # Ray puts its own there, which ends the process at once
             except Exception as error:  # its exceptions share no base
                 raise JobError(
-                    f"no Ray cluster answers at {self._address}: {error}; start one with ray start --head"
+                    f"no Ray cluster answers at {self._address}: {error}; start one with ray start --head, and run "
+                    "this on one of its nodes"
                 ) from None
             try:
                 kept = Kept()
@@ -110,22 +126,21 @@ class Cluster:
 
     def _receipts(self, ray: Any, job: Job, place: str) -> Iterator[Receipt | None]:
         """Yield what is made, as it is made; None now and then while nothing is."""
-        gpu = self._device.startswith(("cuda", "tensorrt"))
-        need = "GPU" if gpu else "CPU"
+        need, resources = ("GPU", {"num_gpus": 1, "num_cpus": 0}) if self._gpu else ("CPU", {"num_cpus": 1})
         room = int(ray.cluster_resources().get(need, 0))
         if not (self._workers or room):
             raise JobError(f"the cluster has no {need}; name another --device, or --workers to wait for some")
         store = place if URL.match(place) else str(Path(place).absolute())
-        asked = (ray.put(self._bundle.data), job, store, self._device, self._asked, 0 if gpu else 1)
-        actors = ray.remote(**({"num_gpus": 1} if gpu else {"num_cpus": 1}))(ShardWriter)
+        asked = (ray.put(self._bundle.data), job, store, self._device, self._asked, 0 if self._gpu else 1)
+        actors = ray.remote(**resources)(ShardWriter)
 
         shards, again = iter(range(job.files)), list[int]()
         failures = Counter[int]()
-        running: dict[Any, tuple[Any, int | None]] = {}  # what is waited for: of which actor, its start or a shard
+        running: dict[Any, tuple[Any, int]] = {}  # what is waited for: of which actor, and which shard
 
         def start() -> None:
             actor = actors.remote(*asked)
-            running[actor.ready.remote()] = actor, None
+            running[actor.ready.remote()] = actor, START
 
         for _ in range(min(job.files, self._workers or room)):
             start()
@@ -138,23 +153,25 @@ class Cluster:
                 actor, number = running.pop(reference)
                 try:
                     receipt = ray.get(reference)
-                except ray.exceptions.RayError:
-                    if number is None:  # others may have started; what one cannot do here, it cannot do again
-                        if not running:
+                except ray.exceptions.RayError as error:
+                    if getattr(error, "actor_init_failed", False):
+                        if not running:  # what one cannot do here, it cannot do again; but others may
                             raise
                         continue
                     failures[number] += 1
                     if failures[number] == TRIES:
                         raise
-                    again.append(number)
+                    if number != START:
+                        again.append(number)
                     ray.kill(actor)  # it may only be out of reach
                     start()
                     continue
-                if number is not None:
+                if number != START:
+                    failures[START] = 0
                     left -= 1
                     yield receipt
-                number = again.pop() if again else next(shards, None)
-                if number is not None:  # else the actor ends here, and gives its room back
+                number = again.pop() if again else next(shards, START)
+                if number != START:  # else the actor ends here, and gives its room back
                     running[actor.make.remote(number)] = actor, number
 
 

@@ -116,16 +116,20 @@ class Job:
         tag = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
         return f"-{tag}{SHARD_ENDINGS[self.format]}"
 
-    def groups(self) -> Iterator[range]:
-        """Yield the numbers of files that are looked after together: of one folder, or one shard."""
+    def groups(self, part: int = 0, parts: int = 1) -> Iterator[range]:
+        """Yield the numbers of files that are looked after together: of one folder, or one shard.
+
+        Args:
+            part: Which of so many parts: every parts-th group, from this one on.
+            parts: How many there are.
+        """
         if self.format not in ENDINGS:
-            yield from (range(number, number + 1) for number in range(self.files))
+            yield from (range(number, number + 1) for number in range(part, self.files, parts))
             return
-        at = self.start
-        while at < self.start + self.count:
-            end = min((at // FOLDER + 1) * FOLDER, self.start + self.count)
-            yield range(at - self.start, end - self.start)
-            at = end
+        stop = self.start + self.count
+        for folder in range(self.start // FOLDER + part, -(-stop // FOLDER), parts):
+            first, end = max(folder * FOLDER, self.start), min((folder + 1) * FOLDER, stop)
+            yield range(first - self.start, end - self.start)
 
     def same_but_longer(self, other: Job) -> bool:
         """Tell whether another job wants the same pictures in the same files, of a range that may end elsewhere."""

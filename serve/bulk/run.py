@@ -128,10 +128,9 @@ def complete(
     with ThreadPoolExecutor() as pool:
         puts = _Puts(pool, done, kept)
         try:
-            for number, group in enumerate(job.groups()):
-                if number % parts == part:
-                    files = [each for each in map(job.file, group) if each.first < until]
-                    (_pictures if job.format in ENDINGS else _shards)(job, files, model, store, puts)
+            for group in job.groups(part, parts):
+                files = [each for each in map(job.file, group) if each.first < until]
+                (_pictures if job.format in ENDINGS else _shards)(job, files, model, store, puts)
             puts.wait(0)
         finally:
             puts.cancel()
@@ -141,6 +140,7 @@ def complete(
 def finish(job: Job, card: Card, store: Store, receipts: Sequence[Receipt]) -> None:
     """Write what is written last: the manifest with all shards, and a page that describes those that others load."""
     if receipts:
+        store.sweep()  # what nodes that a cluster lost have left half-written
         listed = [{"name": each.name, "bytes": each.bytes, "sha256": each.sha256} for each in receipts]
         if job.tagged:
             store.put(README, readme(job, card).encode())
@@ -304,6 +304,8 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
         if not replace_other:
             raise JobError(f"{error}; choose another --out, or pass --mix to make all anew") from None
         before = None
+    if before is None and not replace_other and any(not _is_lock(name) for name in store.walk()):
+        before = manifest(store)  # an object store has no locks: another part of the job may have begun just now
     if before is None and not replace_other and any(not _is_lock(name) for name in store.walk()):
         raise JobError(f"{store} holds files that are not of a job; choose another --out, or pass --mix")
     same = before is not None and job.same_but_longer(before)

@@ -55,6 +55,9 @@ class Store(Protocol):
     def remove(self, name: str) -> None:
         """Remove a file, which need not be there."""
 
+    def sweep(self) -> None:
+        """Remove what was left half-written; nobody may be writing."""
+
     @contextmanager
     def hold(self, begin: Callable[[], None], worker: int | None = None) -> Iterator[None]:
         """Keep every other job out as long as the block lasts, where the store can.
@@ -145,7 +148,7 @@ class Folder:
         """As `Store.hold`. The locks go with the process, however that ends.
 
         Several workers hold one lock each, and whoever is alone takes all of these: it removes what was left
-        half-written, and in the end what nodes that its cluster lost have left.
+        half-written.
         """
         with self._trying():
             self._path.mkdir(parents=True, exist_ok=True)
@@ -154,7 +157,7 @@ class Folder:
                 self._lock(stack, LOCK)
                 for path in self._path.glob(f"{LOCK}-*"):
                     self._lock(stack, path.name)
-                self._sweep()
+                self.sweep()
                 begin()
             else:
                 with ExitStack() as first:
@@ -162,10 +165,8 @@ class Folder:
                     self._lock(stack, f"{LOCK}-{worker}")
                     begin()
             yield
-            if worker is None:
-                self._sweep()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         for name in self.walk():
             if PART.fullmatch(name.rpartition("/")[2]):
                 self.remove(name)
@@ -249,6 +250,9 @@ class Remote:
     def remove(self, name: str) -> None:
         with self._trying("write to"), suppress(FileNotFoundError):
             self._system.delete_file(f"{self._path}/{name}")
+
+    def sweep(self) -> None:
+        pass  # an object is there once it is whole
 
     @contextmanager
     def hold(self, begin: Callable[[], None], worker: int | None = None) -> Iterator[None]:

@@ -232,7 +232,7 @@ def test_manifests_know_each_other(exported: dict[str, Labels]) -> None:
     (container,) = spec["template"]["spec"]["containers"]
     name, *words = [word.replace("$(JOB_COMPLETION_INDEX)", "7") for word in container["args"]]
     assert sample_cli.main.make_context(name, words).params["part"] == (7, spec["completions"])
-    (rule,) = spec["podFailurePolicy"]["rules"]
+    *_, rule = spec["podFailurePolicy"]["rules"]
     assert rule["onExitCodes"]["containerName"] == container["name"]
 
 
