@@ -272,7 +272,7 @@ def test_spectral_normalisation_holds_every_kernel_at_norm_one() -> None:
     x = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
     model.fit(x, batch_size=16, epochs=10, shuffle=False, verbose=0)
     wrapped = [layer for layer in model.decoder.layers if isinstance(layer, keras.layers.SpectralNormalization)]
-    assert len(wrapped) == 1 + 3 * (1 + 3) + 1  # stem, three scales of up and three convolutions, pixels
+    assert len(wrapped) == 1 + 3 * (1 + 2) + 1  # stem, three scales of up and two convolutions, pixels
     for layer in wrapped:
         kernel = layer.layer.get_weights()[0]
         assert np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2) == pytest.approx(1, abs=0.1)
