@@ -30,11 +30,11 @@ BIN = Path(sys.executable).parent
 
 @click.command()
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="A model file; without, the faces.")
-@click.option("--count", "counts", multiple=True, default=(1000, 10_000, 100_000), show_default=True)
+@click.option("--count", "counts", multiple=True, default=(1000, 20_000), show_default=True)
 @click.option("--workers", "sizes", multiple=True, default=(1, 2), show_default=True)
 @click.option("--shard", default=10_000, show_default=True)
-@click.option("--rounds", default=3, show_default=True)
-@click.option("--repeated", default=10_000, show_default=True, help="The largest count that is measured in all rounds.")
+@click.option("--rounds", default=2, show_default=True)
+@click.option("--repeated", default=100_000, show_default=True, help="The largest count that is measured in all rounds.")
 @json_option
 def main(
     model: Path | None,
