@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 @click.option("--workers", "sizes", multiple=True, default=(1, 2), show_default=True)
 @click.option("--shard", default=10_000, show_default=True)
 @click.option("--rounds", default=2, show_default=True)
-@click.option("--repeated", default=100_000, show_default=True, help="The largest count that is measured in all rounds.")
+@click.option("--repeated", default=100_000, show_default=True, help="The largest count measured in all rounds.")
 @json_option
 def main(
     model: Path | None,
