@@ -3,7 +3,7 @@
 # make check       format, lint, types, import arrows, wire contracts: what CI and pre-commit run
 # make bench       measure what docs/benchmarks.md shows, in a quarter of an hour on two quiet cores
 # make bench-full  the same, in more and longer rounds and larger batches; with TORCH=PYTHON both try torch as well
-# make bench-scale what docs/scale.md shows, in three quarters of an hour
+# make bench-scale what docs/scale.md shows, in an hour
 # make protos      generate the stubs in serve/stubs
 # make lock        renew requirements.lock
 

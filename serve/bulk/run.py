@@ -306,8 +306,8 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
         before = None
     if before is None and not replace_other and any(not _is_lock(name) for name in store.walk()):
         before = manifest(store)  # an object store has no locks: another part of the job may have begun just now
-    if before is None and not replace_other and any(not _is_lock(name) for name in store.walk()):
-        raise JobError(f"{store} holds files that are not of a job; choose another --out, or pass --mix")
+        if before is None:
+            raise JobError(f"{store} holds files that are not of a job; choose another --out, or pass --mix")
     same = before is not None and job.same_but_longer(before)
     if before is not None and not same and not replace_other:
         was, now = asdict(before), asdict(job)
