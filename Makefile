@@ -1,4 +1,6 @@
 # make faces       1000 generated faces and a contact sheet, with a light install
+# make gallery     the embedded faces in a browser, made by this machine and, where npm is, by the browser itself
+# make browser     what browsers need to make pictures themselves, for serve-vae --http --share-models
 # make test        the whole test suite
 # make check       format, lint, types, import arrows, wire contracts: what CI and pre-commit run
 # make bench       measure what docs/benchmarks.md shows, in a quarter of an hour on two quiet cores
@@ -13,12 +15,31 @@ BENCH := $(BIN)/python benchmarks
 FIGURES := docs/benchmarks
 STUBS := sampling/v1/sampling.proto admin/v1/admin.proto onnx/v1/model.proto inference.proto
 
-.PHONY: faces test check bench bench-full bench-scale format protos lock clean
+.PHONY: faces gallery browser test check bench bench-full bench-scale format protos lock clean
 
 faces: .venv/light
 	$(BIN)/sample-cli --n 1000 --out faces/ --grid
 
-test: .venv/full
+gallery: .venv/gallery $(if $(shell command -v npm),browser)
+	$(BIN)/serve-vae --model serve/bundles/faces.onnx --model serve/bundles/faces-int8.onnx \
+	  --listen 127.0.0.1:0 --http 127.0.0.1:8480 --share-models --open
+
+# ONNX Runtime for browsers, of the version and with the hashes in the lock file.
+ORT := serve/server/http/ort
+ORT_FILES := ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm ort.webgpu.min.mjs \
+  ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm ort.wasm.min.mjs
+
+browser: $(ORT)/ort.wasm.min.mjs.gz
+
+# The last of them is there once all are.
+$(ORT)/ort.wasm.min.mjs.gz: $(ORT)/package-lock.json
+	npm ci --prefix $(ORT) --ignore-scripts --no-audit --no-fund --silent
+	for file in $(ORT_FILES); do \
+	  gzip --best --stdout $(ORT)/node_modules/onnxruntime-web/dist/$$file > $(ORT)/$$file.gz.part \
+	  && mv $(ORT)/$$file.gz.part $(ORT)/$$file.gz || exit 1; done
+	rm -r $(ORT)/node_modules
+
+test: .venv/full $(if $(shell command -v npm),browser)
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/full
@@ -29,6 +50,7 @@ check: .venv/full
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against tests/data/protos-0.1.0.binpb
 
+CHROMIUM := $(shell command -v chromium)
 bench: LENGTH := --rounds 3
 bench: LOAD := --seconds 0.5
 bench: BATCHES := --batch 1 --batch 64
@@ -44,6 +66,7 @@ bench bench-full: .venv/full
 	$(BENCH)/sampling.py $(LENGTH) $(BATCHES) --recipe faces $(TORCH:%=--torch %) --json $(FIGURES)/sampling-faces.json
 	$(BENCH)/sample.py $(LENGTH) --json $(FIGURES)/sample.json
 	$(BENCH)/server.py $(LENGTH) $(LOAD) --json $(FIGURES)/server.json
+	$(BENCH)/doors.py $(LENGTH) $(LOAD) --device cpu $(CHROMIUM:%=--chromium %) --json $(FIGURES)/doors.json
 	$(BENCH)/start.py $(LENGTH) --json $(FIGURES)/start.json
 	$(BENCH)/encode.py $(LENGTH) --device cpu --json $(FIGURES)/encode.json
 	$(BENCH)/growth.py $(SIZES) --plot docs/growth.png --json $(FIGURES)/growth.json
@@ -68,7 +91,7 @@ protos: .venv/full
 	rm serve/stubs/onnx/v1/model_pb2_grpc.py
 
 # All extras but torch, which pins other versions of NVIDIA's libraries than onnxruntime-gpu takes.
-LOCKED := cpu gpu openvino bulk ray otel jax jax-gpu heif tensorboard export test dev
+LOCKED := cpu gpu openvino bulk ray http show otel jax jax-gpu heif tensorboard export test dev
 
 lock: .venv/full
 	$(BIN)/uv pip compile pyproject.toml $(LOCKED:%=--extra %) --python-version 3.11 --upgrade --quiet \
@@ -83,6 +106,10 @@ clean:
 
 .venv/light: .venv/bin/python pyproject.toml requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu]'
+	touch $@
+
+.venv/gallery: .venv/bin/python pyproject.toml requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[cpu,http]'
 	touch $@
 
 .venv/uv: .venv/bin/python requirements.lock

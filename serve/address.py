@@ -28,3 +28,10 @@ def check_address(text: str, schemes: tuple[str, ...] = SCHEMES, least_port: int
     elif ":" not in text:
         expected += " (the port is missing)"
     raise ValueError(f"{expected}. Received: {text!r}")
+
+
+def loopback(listen: str) -> str:
+    """Return the address to ask of a server on this machine, from the one that it listens on."""
+    host, _, port = listen.rpartition(":")
+    every = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # who listens on all is on this one too
+    return f"{every.get(host, host)}:{port}"

@@ -62,11 +62,25 @@ def pictures(images: Images) -> list[Image.Image]:
 
 def contact_sheet(images: Images, columns: int, margin: int = 2) -> bytes:
     """Return images [n, h, w, c] as one PNG's bytes, in rows, white between them."""
+    return png.write(sheet(images, columns, margin), software=SHEET)
+
+
+def sheet(images: Images, columns: int, margin: int = 2) -> Images:
+    """Return images [n, h, w, c] as one image, in rows, white between them."""
     count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, channels), 255, np.uint8)
+    large = np.full((rows * (height + margin) + margin, columns * (width + margin) + margin, channels), 255, np.uint8)
     for index, image in enumerate(images):
         row, column = divmod(index, columns)
         top, left = margin + row * (height + margin), margin + column * (width + margin)
-        sheet[top : top + height, left : left + width] = image
-    return png.write(sheet, software=SHEET)
+        large[top : top + height, left : left + width] = image
+    return large
+
+
+def animation(images: Images, seconds: float = 2.0) -> bytes:
+    """Return images [n, h, w, c] as an animated WebP's bytes, to and fro for ever: so many seconds one way."""
+    first, *rest = pictures(np.concatenate([images, images[-2:0:-1]]))
+    file = io.BytesIO()
+    each = max(20, round(1000 * seconds / len(images)))  # milliseconds
+    first.save(file, **PILLOW["webp"], save_all=True, append_images=rest, duration=each, loop=0)
+    return file.getvalue()

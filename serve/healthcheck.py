@@ -16,14 +16,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serve import flags
-from serve.address import check_address
+from serve.address import check_address, loopback
 from serve.client import Options
 from serve.client.failures import explain
 from serve.errors import ServeError
 from serve.server.settings import LISTEN
 
 SECONDS = 3.0
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # a server on every address is on this one too
 
 
 @click.command()
@@ -87,12 +86,6 @@ def of_process(pid: int) -> tuple[str, Options]:
         return address, Options()
     shown = (cert, key) if given["tls_client_ca"] else (None, None)
     return address, Options(ca=cert, cert=shown[0], key=shown[1], server_name=_name(address, cert, key))
-
-
-def loopback(listen: str) -> str:
-    """Return the address to ask of a server on this machine, from the one that it listens on."""
-    host, _, port = listen.rpartition(":")
-    return f"{LOOPBACK.get(host, host)}:{port}"
 
 
 def _name(address: str, cert: Path, key: Path) -> str:

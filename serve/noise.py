@@ -67,3 +67,55 @@ def draw(seed: int, start: int, count: int, size: int) -> Noise:
     angle = 2.0 * np.pi * uniform[..., 1]
     normal = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
     return np.ascontiguousarray(normal.reshape(count, width)[:, :size], dtype=np.float32)
+
+
+def between(first: Noise, last: Noise, steps: int) -> Noise:
+    """Return the way from one sample's noise to another's along the great circle, which keeps it as likely as its ends.
+
+    Spherical interpolation (Shoemake 1985), as White (arXiv 1609.04468) has it for latents: the straight way leads
+    through noise that is too short for a normal. Computed in float64; ends are as they came.
+
+    Args:
+        first: float32 [size].
+        last: float32 [size].
+        steps: Of the way, both ends among them; 2 or more.
+
+    Returns:
+        float32 [steps, size].
+
+    Raises:
+        ValueError: steps is less than 2.
+    """
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more. Received: {steps}")
+    a, b = first.astype(np.float64), last.astype(np.float64)
+    at = np.linspace(0.0, 1.0, steps)[:, None]
+    lengths = np.linalg.norm(a) * np.linalg.norm(b)
+    angle = np.arccos(np.clip(a @ b / lengths, -1.0, 1.0)) if lengths else 0.0
+    if np.sin(angle) < 1e-6:  # the same direction, or exactly the opposite one: there is no one great circle
+        way = (1 - at) * a + at * b
+    else:
+        way = (np.sin((1 - at) * angle) * a + np.sin(at * angle) * b) / np.sin(angle)
+    way[0], way[-1] = a, b
+    return way.astype(np.float32)
+
+
+def way(seed: int, first: int, last: int, steps: int, temperature: float, size: int) -> Noise:
+    """Return the noise of the way from one sample of a seed to another, `between` them, scaled by a temperature.
+
+    Args:
+        seed: Of both samples.
+        first: Index of the sample at its beginning.
+        last: Index of the sample at its end.
+        steps: Of the way, both ends among them; 2 or more.
+        temperature: The scale of the noise.
+        size: Values of one sample's noise.
+
+    Returns:
+        float32 [steps, size].
+
+    Raises:
+        ValueError: steps is less than 2, or as `draw`.
+    """
+    a, b = (draw(seed, index, 1, size)[0] for index in (first, last))
+    return between(a, b, steps) * np.float32(temperature)

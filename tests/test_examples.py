@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from serve import Engine, load
-from serve.noise import draw
+from serve.noise import between, draw
 from serve.server.models import Limits
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -28,6 +28,7 @@ from tests.conftest import BIN, last_line, serving
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+NOISE = ROOT / "serve" / "server" / "http" / "page" / "noise.mjs"
 LAST_SEED = 2**64 - 1
 LARGE_SEED = 12345678901234567891  # a float64 would round it
 
@@ -45,7 +46,10 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     program, npm = shutil.which("node"), shutil.which("npm")
     if not program or not npm:
         pytest.skip("needs node and npm")
-    copy = tmp_path_factory.mktemp("examples") / "node"
+    root = tmp_path_factory.mktemp("checkout")
+    copy, noise = root / "examples" / "node", root / NOISE.relative_to(ROOT)
+    noise.parent.mkdir(parents=True)
+    shutil.copy(NOISE, noise)
     shutil.copytree(EXAMPLES / "node", copy, ignore=shutil.ignore_patterns("node_modules"))
     install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
     try:
@@ -137,18 +141,33 @@ def test_javascript_makes_the_noise_of_the_contract(node: Node) -> None:
     vectors = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| ([-. \d]+) \|$", text, re.MULTILINE)
     assert len(vectors) >= 7
     asked = [(seed, index, 1, int(size)) for seed, index, size, _ in vectors] + [("7", "12345678901234567", 9, 130)]
-    module = Path(node("noise.js")[1]).as_uri()
+    module = NOISE.as_uri()
     code = f"""
         const {{ draw }} = await import({module!r});
         const made = {json.dumps(asked)}.map(([seed, start, ...rest]) => draw(BigInt(seed), BigInt(start), ...rest));
         console.log(JSON.stringify(made.map((noise) => Array.from(noise))));
     """
-    *firsts, many = json.loads(succeed([node("noise.js")[0], "--input-type=module", "--eval", code]))
+    *firsts, many = json.loads(succeed([node("infer.js")[0], "--input-type=module", "--eval", code]))
     for made, (_, _, size, values) in zip(firsts, vectors, strict=True):
         expected = np.array(values.split(), np.float32)
         assert len(made) == int(size)
         np.testing.assert_array_max_ulp(np.array(made[: len(expected)], np.float32), expected, 1)
     np.testing.assert_array_max_ulp(np.array(many, np.float32).reshape(9, 130), draw(7, 12345678901234567, 9, 130), 1)
+
+
+def test_javascript_goes_the_contracts_way_between_two_samples(node: Node) -> None:
+    pairs = [(draw(7, 1, 1, 65)[0], draw(7, 5, 1, 65)[0]), (draw(7, 1, 1, 4)[0], -draw(7, 1, 1, 4)[0])]
+    pairs.append((np.zeros(3, np.float32), np.ones(3, np.float32)))
+    asked = [[list(map(float, end)) for end in pair] for pair in pairs]
+    code = f"""
+        const {{ between }} = await import({NOISE.as_uri()!r});
+        const made = {json.dumps(asked)}.map((ends) => between(...ends.map((end) => Float32Array.from(end)), 7));
+        console.log(JSON.stringify(made.map((way) => Array.from(way))));
+    """
+    ways = json.loads(succeed([node("infer.js")[0], "--input-type=module", "--eval", code]))
+    for way, (first, last) in zip(ways, pairs, strict=True):
+        wanted = between(first, last, 7)
+        np.testing.assert_allclose(np.array(way, np.float32).reshape(wanted.shape), wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("seed", "start"), [(7, 100), (LARGE_SEED, 2**63 - 20)])

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from serve import healthcheck
+from serve.address import loopback
 from serve.bundle import EMBEDDED, load
 from serve.server.cli import main
 from serve.server.settings import Settings
@@ -98,7 +99,7 @@ def test_the_image_starts_a_server_and_asks_that_one_for_its_health() -> None:
     started = settings(command)
     assert started.grace < GRACE
     (port,) = re.findall(r"^EXPOSE (\d+)$", DOCKERFILE, re.MULTILINE)
-    assert healthcheck.loopback(started.listen) == f"127.0.0.1:{port}"
+    assert loopback(started.listen) == f"127.0.0.1:{port}"
     assert probe[:4] == ["python", "-P", "-m", "serve.healthcheck"]
     assert healthcheck.main.make_context("probe", probe[4:]).params["pid"] == 1
 

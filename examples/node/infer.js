@@ -9,7 +9,7 @@ import { promisify } from 'node:util';
 import grpc from '@grpc/grpc-js';
 import protoLoader from '@grpc/proto-loader';
 
-import { draw } from './noise.js';
+import { draw } from '../../serve/server/http/page/noise.mjs';
 
 const PROTOS = process.env.PROTOS ?? path.join(import.meta.dirname, '../../protos');
 

@@ -6,28 +6,37 @@ import asyncio
 import logging
 import os
 import signal
-import socket
+import webbrowser
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Thread
+from typing import TYPE_CHECKING, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serve.address import loopback
 from serve.bundle import DEFAULT, Bundle
 from serve.errors import ServeError, SettingsError
-from serve.server import admin, health, inference, sampling
+from serve.server import admin, health, inference, listening, sampling
+from serve.server.admission import Admission
+from serve.server.encoders import Encoders
 from serve.server.folder import Loader, engines
 from serve.server.gate import Gate
 from serve.server.models import Registry
-from serve.server.security import Tokens, credentials
-from serve.server.settings import Settings
+from serve.server.security import Tokens, credentials, tls
+from serve.server.settings import Settings, is_loopback
 from serve.server.telemetry import Telemetry, no_span, tracing
 from serve.server.work import Backend, Budget
 from serve.stubs import inference_pb2_grpc
 from serve.stubs.admin.v1 import admin_pb2_grpc
 from serve.stubs.sampling.v1 import sampling_pb2_grpc
+
+if TYPE_CHECKING:
+    from serve.server.http.door import Door
 
 LINGER = 0.25  # seconds in which new calls are still answered, by saying that the server stops
 HANDSHAKE_SECONDS = 20  # for TLS and HTTP/2; who takes longer is not going to send a request
@@ -56,21 +65,16 @@ class App:
         self.loader = Loader(settings, self.registry, budget, self.telemetry, opened or engines(settings))
         self.telemetry.collect_from(self.registry, budget)
         span = tracing() if settings.otel else no_span
-        self.gate = Gate(
-            self.telemetry,
-            tokens,
-            settings.max_requests,
-            settings.message_bytes,
-            settings.stall,
-            settings.log_requests,
-            span,
+        self.admission = Admission(
+            self.telemetry, tokens, settings.max_requests, settings.stall, settings.log_requests, span
         )
-        budget.make_room = self.gate.make_room
+        budget.make_room = self.admission.make_room
+        gate = Gate(self.admission, settings.message_bytes)
         self._stopping = False
         services = (sampling.SERVICE, inference.SERVICE, *([admin.SERVICE] if settings.admin else []))
         self.health = health.HealthService(services)
-        self._server = grpc.aio.server(interceptors=[self.gate], options=_options(settings))
-        encoders = sampling.Encoders(self.telemetry)
+        self._server = grpc.aio.server(interceptors=[gate], options=_options(settings))
+        encoders = Encoders(self.telemetry)
         sampling_pb2_grpc.add_SamplingServiceServicer_to_server(
             sampling.SamplingService(self.registry, encoders), self._server
         )
@@ -83,9 +87,15 @@ class App:
             )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         reflection.enable_server_reflection((*services, health.SERVICE, reflection.SERVICE_NAME), self._server)
-        self.address = _listen(self._server, settings.listen, secure)
+        self.address = listening.bind(self._server, settings.listen, secure)
+        self._http = self._door(encoders) if settings.http else None
         if settings.metrics:
             self.telemetry.listen(settings.metrics)
+
+    @property
+    def http_url(self) -> str:
+        """Where pictures are; empty where there is no HTTP."""
+        return self._http.url if self._http else ""
 
     async def start(self) -> None:
         """Answer calls, load the models, and only then be ready.
@@ -94,37 +104,79 @@ class App:
             ServeError: a model that was named cannot be served, or the folder has none that can and is not watched.
         """
         await self._server.start()
+        if self._http:
+            await self._http.start()
+            log.info("pictures at %s", self._http.url)
         try:
             await load_models(self._settings, self.loader, self.registry)
         except ServeError:
-            await self._server.stop(None)
+            await self.cut()
             raise
         log.info("ready, listening on %s", self.address)
+        if self._http and self._settings.open:
+            Thread(target=_open, args=(self._http.url,), daemon=True).start()  # some browsers stay until they are left
 
     async def stop(self, grace: float) -> None:
         """Say that nothing more is taken, finish what was accepted within so many seconds, and end the rest."""
+        until = asyncio.get_running_loop().time() + grace
         self._stopping = True
         self._tell_health()
         # Calls that are on their way get a reason; gRPC would cut them off without one.
-        self.gate.stopping = True
+        self.admission.stopping = True
         if grace:
             await asyncio.sleep(LINGER)
         # It ends once the last connection has: so, once every reply has left, however slowly it is read.
         stopped = asyncio.ensure_future(self._server.stop(grace))
-        idle = asyncio.ensure_future(self.gate.idle())
+        idle = asyncio.ensure_future(self.admission.idle())
         await asyncio.wait((stopped, idle), return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-        self.gate.release()  # who watches health would stay until the grace is over
+        self.admission.release()  # who watches health would stay until the grace is over
         await stopped
+        if self._http:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self.admission.idle()
+            await self._http.stop()
         # A thread that still computes while the interpreter ends would abort the process.
         await self.registry.close()
 
     async def cut(self) -> None:
         """End every call now."""
         await self._server.stop(None)
+        if self._http:
+            await self._http.stop()
+
+    def _door(self, encoders: Encoders) -> Door:
+        """Return the door for HTTP, bound.
+
+        Raises:
+            SettingsError: what it takes is not installed, or the address cannot be listened on.
+        """
+        settings = self._settings
+        check_http()
+        from serve.server.http.door import Door
+        from serve.server.http.gallery import Gallery
+        from serve.server.http.pictures import Pictures
+
+        secure = settings.tokens is not None
+        gallery = Gallery(self.registry, secure, settings.share_models)
+        if settings.share_models and not gallery.in_browser:
+            log.warning("--share-models: browsers cannot make pictures themselves before `make browser` was run")
+        grpc = {"address": self.address, "tls": settings.tls_cert is not None, "token": secure}
+        pictures = Pictures(self.registry, encoders, self._is_taking, secure, gallery.in_browser, grpc)
+        address, sockets = listening.sockets(settings.http)
+        url = f"{'https' if settings.tls_cert else 'http'}://{address}"
+        handlers = {**pictures.handlers, **gallery.handlers}
+        # With tokens it does not matter who asks; elsewhere a page may have made its own name mean this machine.
+        local = is_loopback(settings.http) and not (secure or settings.insecure)
+        limits = settings.max_requests, settings.connection_idle
+        return Door(handlers, self.admission, *limits, url, sockets, tls(settings), local)
+
+    def _is_taking(self) -> bool:
+        return self.registry.working and not self._stopping
 
     def _tell_health(self) -> None:
-        self.health.set(self.registry.working and not self._stopping)
+        self.health.set(self._is_taking())
 
 
 async def load_models(settings: Settings, loader: Loader, registry: Registry) -> None:
@@ -184,6 +236,12 @@ def _leave() -> NoReturn:
     os._exit(0)
 
 
+def check_http() -> None:
+    """Raise SettingsError where what HTTP takes is not installed."""
+    if find_spec("aiohttp") is None:
+        raise SettingsError("--http takes pip install '.[http]' in the checkout")
+
+
 async def check(settings: Settings) -> list[str]:
     """Do all that a start does, but listen; return a line for each model.
 
@@ -196,6 +254,8 @@ async def check(settings: Settings) -> list[str]:
     credentials(settings)
     if settings.otel:
         tracing()
+    if settings.http:
+        check_http()
     loader = Loader(
         settings, registry, Budget(settings.queue_samples, settings.queue_bytes), telemetry, engines(settings)
     )
@@ -228,54 +288,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return list(options.items())
 
 
-def _listen(server: grpc.aio.Server, address: str, secure: grpc.ServerCredentials | None) -> str:
-    """Listen on every address that a host name has here; gRPC is content with one, and another server has the rest.
-
-    Raises:
-        SettingsError: one of them is in use, or there is none.
-    """
-    if address.startswith("unix:"):
-        _check_unused(address)
-        _bind(server, address, secure, address)
-        return address
-    host, _, port = address.rpartition(":")
-    bound = int(port)
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        places = {(family, place[0]) for family, _, _, _, place in found if _is_here(family, place)}
-    except OSError:
-        places = set()
-    if not places:
-        raise SettingsError(f"cannot listen on {address}: {host} is not this machine's; choose another")
-    for family, place in sorted(places):
-        text = f"[{place}]" if family == socket.AF_INET6 else place
-        bound = _bind(server, f"{text}:{bound}", secure, address)
-    return f"{host}:{bound}"
-
-
-def _is_here(family: int, place: tuple[Any, ...]) -> bool:
-    """Tell whether an address can be listened on; names such as localhost may have one of a protocol that is off."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((place[0], 0, *place[2:]))
-        except OSError:
-            return False
-    return True
-
-
-def _check_unused(address: str) -> None:
-    """Raise SettingsError where a server listens on a unix socket; gRPC would take the name from it without a word."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(address.removeprefix("unix:").removeprefix("//"))
-        except OSError:  # nobody is there: at most what a server left that was killed
-            return
-    raise SettingsError(f"cannot listen on {address}: it is in use; choose another")
-
-
-def _bind(server: grpc.aio.Server, place: str, secure: grpc.ServerCredentials | None, address: str) -> int:
-    try:
-        return server.add_secure_port(place, secure) if secure else server.add_insecure_port(place)
-    except RuntimeError:
-        raise SettingsError(f"cannot listen on {address}: it is in use, or not allowed; choose another") from None
+def _open(url: str) -> None:
+    scheme, _, address = url.partition("//")
+    url = f"{scheme}//{loopback(address)}"
+    if not webbrowser.open(url):
+        log.warning("no browser was found; open %s in one", url)

@@ -197,6 +197,17 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     help="Address to listen on; unix:PATH is a socket, port 0 any free port.",
 )
 @click.option(
+    "--http",
+    metavar="HOST:PORT",
+    show_default=False,
+    callback=_address,
+    help="Also serve a gallery and pictures by URL at this address, under the same rules.",
+)
+@click.option(
+    "--share-models", is_flag=True, help="Give the model files to callers of --http, whose browsers can then run them."
+)
+@click.option("--open", is_flag=True, help="Open the gallery of --http in a browser once there is a picture to see.")
+@click.option(
     "--insecure", is_flag=True, help="Allow other machines to connect without TLS and tokens, also to --metrics."
 )
 @click.option(

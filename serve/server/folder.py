@@ -140,7 +140,9 @@ class Loader:
         self._check_fits(path, bundle.card, name, version)
         made = await self._in_thread(self._opened, bundle)
         observer = self._telemetry.batches(name)
-        model = Model(made, name, version, self._budget, self._settings.max_delay, observer, self._registry.changed)
+        delay = self._settings.max_delay
+        file = bundle.data if self._settings.share_models else None
+        model = Model(made, name, version, file, self._budget, delay, observer, self._registry.changed)
         before = self._served.get(path)
         self._registry.put(model)
         if before:

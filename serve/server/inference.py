@@ -16,7 +16,7 @@ import numpy as np
 from serve.noise import Noise
 from serve.server.models import Model, Registry
 from serve.server.refusal import Refusal, invalid
-from serve.server.requests import noise_request, range_request
+from serve.server.requests import deadline, noise_request, range_request
 from serve.server.security import CALLER
 from serve.server.wire import with_pixels
 from serve.server.work import Request
@@ -109,7 +109,7 @@ def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Requ
     if request.inputs:
         if by_address := [name for name in (*ADDRESS, "temperature") if name in given]:
             raise invalid(f"the input noise and the parameter {by_address[0]} exclude each other; send one of them")
-        job = noise_request(model, _noise(model, request), context, "bulk" if rank > 1 else "interactive")
+        job = noise_request(model, _noise(model, request), deadline(context), "bulk" if rank > 1 else "interactive")
     else:
         address = {name: _whole(given, name, end, 1 if name == "count" else 0) for name, end in ADDRESS.items()}
         temperature = given.get("temperature", 1.0)
@@ -117,7 +117,7 @@ def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Requ
             raise invalid(f"temperature must be a number. Received: {temperature!r}")
         wanted = wire.Range(temperature=temperature, **address)  # type: ignore[arg-type]  # to mypy any field
         wanted.priority = wire.PRIORITY_BULK if rank > 1 else wire.PRIORITY_INTERACTIVE
-        job = range_request(model, wanted, context, one_message=True)
+        job = range_request(model, wanted, deadline(context), one_message=True)
     timeout = _whole(given, "timeout", 2**63, 0)  # microseconds; 0: none
     job.deadline = min(job.deadline, time.monotonic() + timeout / 1e6 if timeout else math.inf)
     return job

@@ -80,6 +80,7 @@ class Model:
         engines: One a device.
         name: What it is served as.
         version: A whole number.
+        file: What it was loaded from, where callers may have it.
         budget: Shared by all models.
         delay: Seconds that a batch which is not full may wait.
         observer: Takes note of each batch.
@@ -94,6 +95,7 @@ class Model:
         engines: Sequence[Backend],
         name: str,
         version: int,
+        file: bytes | None,
         budget: Budget,
         delay: float,
         observer: BatchObserver,
@@ -103,7 +105,7 @@ class Model:
         self.digest = engines[0].digest
         self.arithmetic = engines[0].arithmetic
         self.devices = [engine.device for engine in engines]
-        self.name, self.version = name, version
+        self.name, self.version, self.file = name, version, file
         self.batch = engines[0].batch
         sample_bytes = math.prod(self.card.image_shape)
         self.limits = Limits.of(self.batch, sample_bytes).within(budget, sample_bytes)
@@ -173,6 +175,20 @@ class Registry:
             raise Refusal(Code.NOT_FOUND, f"version must be one of {have}, or one's digest. Received: {received}")
         return found[0]
 
+    def of_digest(self, digest: str, arithmetic: str = "") -> Model:
+        """Return a model by its digest, and, where that is named, its arithmetic.
+
+        Raises:
+            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all.
+        """
+        models = self.models()
+        if not models:
+            raise _none_yet()
+        found = [model for model in models if model.digest == digest and arithmetic in ("", model.arithmetic)]
+        if not found:
+            raise Refusal(Code.NOT_FOUND, f"no model here has this digest and arithmetic. Received: {quoted(digest)}")
+        return found[0]
+
     def put(self, model: Model) -> None:
         """Serve a model from now on; one of the same name and version ends when its requests are done."""
         versions = self._models.get(model.name, {})
@@ -200,7 +216,7 @@ class Registry:
     def _named(self, name: str) -> Mapping[int, Model]:
         models = self._models
         if not models:
-            raise Refusal(Code.UNAVAILABLE, "no model is ready yet; repeat in a moment", 1.0)
+            raise _none_yet()
         if not name and len(models) == 1:
             return next(iter(models.values()))
         if name not in models:
@@ -216,3 +232,7 @@ class Registry:
     def _retired(self, task: asyncio.Task[None]) -> None:
         self._retiring.discard(task)
         memory.give_back()
+
+
+def _none_yet() -> Refusal:
+    return Refusal(Code.UNAVAILABLE, "no model is ready yet; repeat in a moment", 1.0)

@@ -17,7 +17,7 @@ RAW = (wire.ENCODING_UNSPECIFIED, wire.ENCODING_RAW)
 PRIORITIES = {wire.PRIORITY_INTERACTIVE: "interactive", wire.PRIORITY_BULK: "bulk"}
 
 
-def range_request(model: Model, wanted: wire.Range, context: Any, one_message: bool) -> Request:
+def range_request(model: Model, wanted: wire.Range, until: float, one_message: bool) -> Request:
     """Return the request for a range.
 
     Raises:
@@ -37,10 +37,10 @@ def range_request(model: Model, wanted: wire.Range, context: Any, one_message: b
     chunk, ahead = (wanted.count, 1) if one_message else (limits.chunk, limits.ahead)
     default = "interactive" if one_message else "bulk"
     noise = model.noise(wanted.seed, wanted.start, temperature)
-    return Request(noise, wanted.count, chunk, ahead, priority(wanted.priority, default), deadline(context))
+    return Request(noise, wanted.count, chunk, ahead, priority(wanted.priority, default), until)
 
 
-def noise_request(model: Model, noise: Noise, context: Any, priority: str, encoding: int = 0) -> Request:
+def noise_request(model: Model, noise: Noise, until: float, priority: str, encoding: int = 0) -> Request:
     """Return the request for the pictures of noise [n, noise_size].
 
     Raises:
@@ -54,7 +54,7 @@ def noise_request(model: Model, noise: Noise, context: Any, priority: str, encod
     except ValueError as error:
         raise invalid(str(error)) from None
     count = len(noise)
-    return Request(lambda at, n: noise[at : at + n], count, count, 1, priority, deadline(context))
+    return Request(lambda at, n: noise[at : at + n], count, count, 1, priority, until)
 
 
 def priority(value: int, default: str) -> str:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 
-from serve.encoding import encode
 from serve.model import MOST_NOISE, MOST_TEMPERATURE, Images
+from serve.server.encoders import Encoders
 from serve.server.models import Model, Registry
 from serve.server.refusal import invalid
-from serve.server.requests import noise_request, priority, range_request, temperature_of
+from serve.server.requests import deadline, noise_request, priority, range_request, temperature_of
 from serve.server.security import CALLER
-from serve.server.telemetry import Telemetry
 from serve.server.wire import with_pixels
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -26,23 +21,6 @@ from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 SERVICE = wire.DESCRIPTOR.services_by_name["SamplingService"].full_name
 CHUNK, PIXELS = wire.SampleResponse.CHUNK_FIELD_NUMBER, wire.Chunk.PIXELS_FIELD_NUMBER
 FILES = {wire.ENCODING_PNG: "png", wire.ENCODING_JPEG: "jpeg", wire.ENCODING_WEBP: "webp"}
-
-
-class Encoders:
-    """Threads that turn pictures into files, beside the event loop; as many as cores."""
-
-    def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-        self._size = os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._size, thread_name_prefix="encode")
-
-    async def encode(self, images: Sequence[Images], kind: str) -> list[bytes]:
-        """Return a file a picture, in order."""
-        began, loop = time.monotonic(), asyncio.get_running_loop()
-        parts = [part for each in images for part in np.array_split(each, min(self._size, len(each)))]
-        files = await asyncio.gather(*(loop.run_in_executor(self._pool, _encode, part, kind) for part in parts))
-        self._telemetry.encode.labels(kind).observe(time.monotonic() - began)
-        return [file for part in files for file in part]
 
 
 class SamplingService(rpc.SamplingServiceServicer):
@@ -59,7 +37,7 @@ class SamplingService(rpc.SamplingServiceServicer):
     async def Sample(self, request: wire.SampleRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802 (gRPC's name)
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
-        job = range_request(model, wanted, context, one_message=True)
+        job = range_request(model, wanted, deadline(context), one_message=True)
         CALLER.get().spend(wanted.count)
         async with aclosing(model.batcher.run(job)) as chunks:
             yield await self._reply(model, wanted, wanted.start, await anext(chunks))
@@ -67,7 +45,7 @@ class SamplingService(rpc.SamplingServiceServicer):
     async def SampleStream(self, request: wire.SampleStreamRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
-        job = range_request(model, wanted, context, one_message=False)
+        job = range_request(model, wanted, deadline(context), one_message=False)
         caller, at = CALLER.get(), wanted.start
         async with aclosing(model.batcher.run(job)) as chunks:
             async for images in chunks:
@@ -86,7 +64,7 @@ class SamplingService(rpc.SamplingServiceServicer):
             )
         noise = np.frombuffer(request.noise, "<f4").reshape(-1, size)
         rank = priority(request.priority, "interactive")
-        job = noise_request(model, noise, context, rank, request.encoding)
+        job = noise_request(model, noise, deadline(context), rank, request.encoding)
         CALLER.get().spend(len(noise))
         asked = wire.Range(encoding=request.encoding, temperature=0)
         async with aclosing(model.batcher.run(job)) as chunks:
@@ -118,10 +96,6 @@ class SamplingService(rpc.SamplingServiceServicer):
             return with_pixels(chunk, PIXELS, images, inside=CHUNK)
         chunk.files.extend(await self._encoders.encode(images, FILES[encoding]))
         return wire.SampleResponse(chunk=chunk).SerializeToString()
-
-
-def _encode(images: Images, kind: str) -> list[bytes]:
-    return [encode(image, kind) for image in images]
 
 
 def _describe(model: Model) -> wire.Model:

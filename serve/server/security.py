@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ class Tokens:
         """Return who sends an `authorization` header, or None."""
         known: dict[bytes, Caller] = self._file()
         scheme, _, token = header.partition(" ")
-        digest = hashlib.sha256(token.strip().encode()).digest()
+        digest = hashlib.sha256(token.strip().encode(errors="surrogateescape")).digest()
         found = None
         for each, caller in known.items():  # all of them, so that the time says nothing
             if hmac.compare_digest(each, digest) and scheme.lower() == "bearer":
@@ -230,7 +231,7 @@ def new_token(path: Path, name: str) -> str:
 
 
 def credentials(settings: Settings) -> grpc.ServerCredentials | None:
-    """Return the credentials for TLS, whose files are read again when they change; None without TLS.
+    """Return gRPC's credentials for TLS, whose files are read again when they change; None without TLS.
 
     Raises:
         SettingsError: a file that cannot be read, or is no certificate.
@@ -242,16 +243,7 @@ def credentials(settings: Settings) -> grpc.ServerCredentials | None:
     def read() -> Any:
         pair, authority = (_content(key), _content(cert)), _content(ca) if ca else None
         # gRPC would refuse every handshake instead, and say nothing.
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        try:
-            context.load_cert_chain(cert, key, password="")
-        except (OSError, ssl.SSLError) as error:
-            raise SettingsError(f"{cert} and {key} are no certificate and its key (PEM): {error}") from None
-        try:
-            if ca:
-                context.load_verify_locations(ca)
-        except (OSError, ssl.SSLError):
-            raise SettingsError(f"{ca} holds no certificate (PEM) of an authority to trust") from None
+        _context(settings)
         return grpc.ssl_server_certificate_configuration([pair], authority)
 
     files = Watched((cert, key, *([ca] if ca else [])), read)
@@ -265,3 +257,48 @@ def credentials(settings: Settings) -> grpc.ServerCredentials | None:
 
     # The stubs do not know that None means "as before".
     return grpc.dynamic_ssl_server_credentials(first, changed, ca is not None)  # type: ignore[arg-type]
+
+
+def tls(settings: Settings) -> ssl.SSLContext | None:
+    """Return the context for HTTP's TLS, whose files are read again when they change; None without TLS.
+
+    Raises:
+        SettingsError: a file that cannot be read, or is no certificate.
+    """
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    paths = (settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+    files = Watched(tuple(path for path in paths if path), partial(_context, settings))
+
+    def look(connection: ssl.SSLObject, name: str | None, before: ssl.SSLContext) -> None:
+        """Take what the files hold at each handshake, also of those that name no host."""
+        connection.context = files()
+
+    context: ssl.SSLContext = _context(settings)
+    context.sni_callback = look
+    return context
+
+
+def _context(settings: Settings) -> ssl.SSLContext:
+    """Return a context with the settings' certificates.
+
+    Raises:
+        SettingsError: a file that cannot be read, or is no certificate.
+    """
+    cert, key, ca = settings.tls_cert, settings.tls_key, settings.tls_client_ca
+    assert cert is not None
+    for path in (cert, key, ca):
+        if path:
+            _content(path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"{cert} and {key} are no certificate and its key (PEM): {error}") from None
+    if ca:
+        try:
+            context.load_verify_locations(ca)
+        except (OSError, ssl.SSLError):
+            raise SettingsError(f"{ca} holds no certificate (PEM) of an authority to trust") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -21,6 +21,9 @@ class Settings:
     """
 
     listen: str = LISTEN
+    http: str = ""  # another address
+    share_models: bool = False
+    open: bool = False
     # Models
     model: tuple[Path, ...] = ()
     models: Path | None = None  # a folder
@@ -63,9 +66,11 @@ class Settings:
             raise SettingsError("--tls-cert and --tls-key go together; pass both, or neither")
         if self.tls_client_ca and not self.tls_cert:
             raise SettingsError("--tls-client-ca asks clients for certificates, which needs --tls-cert and --tls-key")
-        if not is_loopback(self.listen) and not (self.tls_cert or self.tokens or self.insecure):
+        for address in (self.listen, self.http):
+            if not address or is_loopback(address) or self.tls_cert or self.tokens or self.insecure:
+                continue
             raise SettingsError(
-                f"{self.listen} can be reached from other machines; pass --tls-cert and --tls-key, or --tokens, "
+                f"{address} can be reached from other machines; pass --tls-cert and --tls-key, or --tokens, "
                 "or --insecure if everybody is meant"
             )
         if self.metrics and not is_loopback(self.metrics) and not (self.insecure or self.metrics_insecure):
@@ -73,6 +78,9 @@ class Settings:
                 f"--metrics {self.metrics} can be reached from other machines, and has neither TLS nor tokens; choose "
                 "an address of the loopback, or pass --metrics-insecure if everybody may read it"
             )
+        for name in ("share_models", "open"):
+            if getattr(self, name) and not self.http:
+                raise SettingsError(f"--{name.replace('_', '-')} is about pictures by URL; pass --http HOST:PORT")
         if self.watch and not self.models:
             raise SettingsError("--watch looks after a folder of models; pass --models FOLDER")
         if self.admin and not self.models:

@@ -187,8 +187,12 @@ def tracing() -> Span:
     tracer = provider.get_tracer("serve-vae")
 
     def span(method: str, metadata: Mapping[str, str]) -> AbstractContextManager[Any]:
-        service, _, name = method.strip("/").partition("/")
-        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        if method.startswith("/"):
+            service, _, name = method.strip("/").partition("/")
+            attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        else:
+            verb, _, route = method.partition(" ")
+            attributes = {"http.request.method": verb, "http.route": route}
         within = propagate.extract(metadata)
         return tracer.start_as_current_span(
             method.strip("/"), within, trace.SpanKind.SERVER, attributes | {"request.id": REQUEST_ID.get()}

@@ -1,5 +1,5 @@
 // The noise contract, docs/noise.md, outside Python: whoever can multiply 64-bit numbers can make a sample's noise.
-// The numbers in parentheses are the steps of its definition.
+// The numbers in parentheses are the steps of its definition. For browsers and Node, without dependencies.
 
 const MASK = 2n ** 64n - 1n;
 const MULTIPLIERS = [0xd2e7470ee14c6c93n, 0xca5a826395121157n];
@@ -38,4 +38,23 @@ export function draw(seed, start, count, size) {
     }
   }
   return noise;
+}
+
+/** The way from one sample's noise to another's along the great circle, both ends among its steps; as serve.noise.between. */
+export function between(first, last, steps) {
+  const size = first.length;
+  const dot = (a, b) => a.reduce((sum, value, at) => sum + value * b[at], 0);
+  const [a, b] = [Float64Array.from(first), Float64Array.from(last)];
+  const lengths = Math.sqrt(dot(a, a)) * Math.sqrt(dot(b, b));
+  const angle = lengths ? Math.acos(Math.min(1, Math.max(-1, dot(a, b) / lengths))) : 0;
+  const straight = Math.sin(angle) < 1e-6; // there is no one great circle
+  const way = new Float32Array(steps * size);
+  for (let step = 0; step < steps; step += 1) {
+    const at = step / (steps - 1);
+    const [from, to] = straight ? [1 - at, at] : [1 - at, at].map((part) => Math.sin(part * angle) / Math.sin(angle));
+    for (let each = 0; each < size; each += 1) way[step * size + each] = from * a[each] + to * b[each];
+  }
+  way.set(first, 0);
+  way.set(last, (steps - 1) * size);
+  return way;
 }
