@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from serve import flags
 from serve.address import check_address
-from serve.bulk.commands import Wanted, fill, pipe, verify
+from serve.bulk.commands import fill, pipe, show, sweep, verify
+from serve.bulk.wanted import PICTURES, STDOUT, Wanted, check
+
+if TYPE_CHECKING:
+    from serve.stop import StopRequest
 
 MOST = 10**12  # samples of one job
-STDOUT = "-"
+MOST_STEPS, MOST_TEMPERATURES = 256, 16  # pictures of a sweep are in memory at once, and seen at once
 
 
 def _grid(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -45,6 +49,20 @@ def _format(context: click.Context, parameter: click.Parameter, value: str) -> s
     return "jpeg" if value == "jpg" else value
 
 
+def _temperatures(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        found = tuple(float(each) for each in value.split(","))
+    except ValueError:
+        found = ()
+    if not 2 <= len(set(found)) == len(found) <= MOST_TEMPERATURES or not all(0 <= each <= 100 for each in found):
+        raise click.BadParameter(
+            f"2 to {MOST_TEMPERATURES} different numbers from 0 to 100, such as .5,.7,1. Received: {value!r}"
+        )
+    return found
+
+
 def _part(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -52,32 +70,6 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     if not match or int(match[1]) >= int(match[2]):
         raise click.BadParameter(f"I/N with 0 <= I < N, such as 0/8. Received: {value!r}")
     return int(match[1]), int(match[2])
-
-
-def _refuse_what_has_no_effect(
-    server: str | None, model: str, kind: str, out: str, verify: str | None, ray: str | None
-) -> None:
-    """Raise UsageError for an option on the command line (not in the environment) that nothing would come of."""
-    context = click.get_current_context()
-    made, files, shards = verify is None, out != STDOUT, kind in ("parquet", "webdataset")
-    which = ("count", "out", "seed", "start", "temperature", "kind", "shard", "encoding", "part", "ray", "grid", "mix")
-    for here, where, names in (
-        (server is not None, "with --server", ("token", "wait", *flags.TLS)),
-        (server is None, "without --server", ("device", "arithmetic", "threads", "batch", "ray")),
-        (server is None and not model, "on the embedded faces, without --model and --server", ("precision",)),
-        (shards or kind == "npy", "with --format npy, parquet or webdataset", ("shard",)),
-        (shards, "with --format parquet or webdataset", ("encoding",)),
-        (files, "where --out is no pipe", ("shard", "part", "ray", "grid", "mix")),
-        (ray is not None, "with --ray", ("workers",)),
-        (ray is None, "without --ray", ("part", "batch", "threads", "grid")),
-        (made, "without --verify, which reads it from the manifest", which),
-        (not made, "with --verify", ("fraction",)),
-    ):
-        for name in names:
-            if not here and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-                raise click.UsageError(
-                    f"--{ {'count': 'n', 'kind': 'format'}.get(name, name) } has an effect only {where}"
-                )
 
 
 @click.command(context_settings={"show_default": True, "max_content_width": 100})
@@ -107,6 +99,27 @@ def _refuse_what_has_no_effect(
     callback=_finite,
     help="Scale of the noise: below 1 gives plainer pictures, above 1 stranger ones.",
 )
+@click.option(
+    "--interpolate",
+    metavar="A B",
+    type=click.IntRange(0, 2**63 - 1),
+    nargs=2,
+    help="Make the pictures on the way from sample A to sample B, instead of N samples, and an animation, way.webp.",
+)
+@click.option(
+    "--steps",
+    metavar="N",
+    type=click.IntRange(2, MOST_STEPS),
+    default=30,
+    help="With --interpolate, how many pictures, both ends among them.",
+)
+@click.option(
+    "--temperatures",
+    metavar="T,T,...",
+    callback=_temperatures,
+    help="Make the N samples at each of these temperatures, such as .5,.7,1, with a sheet of all, temperatures.png, "
+    "and an animation, temperatures.webp.",
+)
 # How they are kept
 @click.option(
     "--format",
@@ -125,7 +138,7 @@ def _refuse_what_has_no_effect(
 )
 @click.option(
     "--encoding",
-    type=click.Choice(("png", "jpeg", "webp")),
+    type=click.Choice(PICTURES),
     default="png",
     help="What the pictures in parquet and webdataset are encoded as.",
 )
@@ -136,6 +149,12 @@ def _refuse_what_has_no_effect(
     flag_value="10x10",
     callback=_grid,
     help="Also write grid.png, a contact sheet of the first pictures (10x10 where no size is given).",
+)
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Show the pictures, 100 at most, on the terminal, also without --out. Where there is no terminal, say "
+    "which file to look at: grid.png, which is written for that, or way.webp, or temperatures.png.",
 )
 @click.option(
     "--mix", is_flag=True, help="Write even into a folder that holds other files, replacing those of equal names."
@@ -245,13 +264,16 @@ def main(**options: Any) -> None:
     sample-cli --n 5 --seed 7 --start 100 --out five/
     sample-cli --n 1000000 --out s3://bucket/faces --format parquet
     sample-cli --server 127.0.0.1:8470 --n 1000 --out faces/
+    sample-cli --n 8 --show
+    sample-cli --seed 7 --interpolate 3 9 --out way/
+    sample-cli --seed 7 --temperatures .5,.7,1 --n 8 --out warm/
     sample-cli --verify faces/
 
     The same seed and index give the same picture every time. On a folder that is not complete, the same command
     makes what is missing or damaged. Only one sample-cli at a time can write to a folder.
     """
     wanted = Wanted(**options)
-    _check(wanted)
+    check(wanted)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve.stop import Stopped, StopRequest
 
@@ -260,29 +282,20 @@ def main(**options: Any) -> None:
 
     try:
         with ExitStack() as stack:
-            (verify if wanted.verify is not None else pipe if wanted.out == STDOUT else fill)(wanted, stack, stop)
+            _action(wanted)(wanted, stack, stop)
     except (Stopped, ServeError) as error:
         if stop.signal is None:
             raise click.ClickException(str(error)) from None
-        resumable = wanted.verify is None and wanted.out != STDOUT
+        resumable = wanted.verify is None and wanted.out not in ("", STDOUT)
         click.echo(f"stopped; the same command completes {wanted.out}" if resumable else "stopped", err=True)
         raise SystemExit(128 + stop.signal) from None
 
 
-def _check(wanted: Wanted) -> None:
-    """Raise UsageError for options that contradict each other, or that are missing."""
-    _refuse_what_has_no_effect(wanted.server, wanted.model, wanted.kind, wanted.out, wanted.verify, wanted.ray)
-    if wanted.quiet and wanted.as_json:
-        raise click.UsageError("expected --quiet or --json. Received: both")
+def _action(wanted: Wanted) -> Callable[[Wanted, ExitStack, StopRequest], None]:
     if wanted.verify is not None:
-        return
-    for name, value in (("n", wanted.count), ("out", wanted.out)):
-        if not value:
-            raise click.UsageError(f"expected --n and --out, or --verify. Received: no --{name}")
-    if wanted.start + (wanted.count or 0) > 2**63:
-        raise click.UsageError(f"--start + --n must be 2^63 or less. Received: {wanted.start} + {wanted.count}")
-    given = click.get_current_context().get_parameter_source("kind") is ParameterSource.COMMANDLINE
-    if wanted.out == STDOUT and given and wanted.kind != "webdataset":
-        raise click.UsageError(f"--out - is a tar, --format webdataset. Received: --format {wanted.kind}")
-    if wanted.ray is not None and wanted.kind not in ("npy", "parquet", "webdataset"):
-        raise click.UsageError(f"--ray takes --format npy, parquet or webdataset. Received: {wanted.kind}")
+        return verify
+    if wanted.sweeps:
+        return sweep
+    if wanted.out == STDOUT:
+        return pipe
+    return fill if wanted.out else show

@@ -1,63 +1,26 @@
-"""What sample-cli does: fills a store, writes to a pipe, or verifies what is there."""
+"""What sample-cli does: fills a store, writes to a pipe, shows pictures, or verifies what is there."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from serve import flags
+from serve import flags, screen
+
+MOST_SHOWN = 100  # of the pictures of a folder, as many as its contact sheet has where no size is given
 
 if TYPE_CHECKING:
     from serve.bulk.cluster import Cluster
     from serve.bulk.job import Job
+    from serve.bulk.sweep import Sweep
+    from serve.bulk.wanted import Wanted
     from serve.bundle import Bundle
     from serve.model import GenerativeModel
     from serve.stop import StopRequest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The command's options, as typed."""
-
-    count: int | None
-    out: str
-    seed: int
-    start: int
-    temperature: float
-    kind: str
-    shard: int
-    encoding: str
-    grid: tuple[int, int] | None
-    mix: bool
-    verify: str | None
-    fraction: float
-    quiet: bool
-    as_json: bool
-    model: str
-    precision: str | None
-    server: str | None
-    token: str
-    wait: float
-    tls: bool
-    ca: Any
-    cert: Any
-    key: Any
-    device: str
-    arithmetic: Literal["exact", "fast"]
-    threads: int
-    batch: int
-    part: tuple[int, int] | None
-    ray: str | None
-    workers: int
-
-    @property
-    def way(self) -> str:
-        """How to report."""
-        return "json" if self.as_json else "quiet" if self.quiet else "text"
 
 
 def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
@@ -68,6 +31,7 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     from serve.bulk.store import open_store
 
     store = open_store(wanted.out)
+    looking = _looking(wanted)
     source = (
         Cluster(wanted.ray, _bundle(wanted), wanted.device, wanted.arithmetic, wanted.workers)
         if wanted.ray is not None
@@ -75,7 +39,7 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     )
     job, (part, parts) = _job(wanted, source), wanted.part or (0, 1)
     kept = stack.enter_context(run.held(job, store, wanted.mix, part if wanted.part else None))
-    report = Report(wanted.way, f"{source.name} seed {job.seed}", -(-job.count // parts))
+    report = Report(wanted.reporting, f"{source.name} seed {job.seed}", -(-job.count // parts))
 
     def done(more: int, size: int) -> None:
         stop.check()
@@ -93,9 +57,47 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
         report.say(
             f"part {part} of {parts}; once all are made, the same command without --part ends the job", part=part
         )
-    if wanted.grid and not isinstance(source, Cluster):
-        sheet = f"{wanted.out.rstrip('/')}/{run.grid(job, source, store, *wanted.grid)}"
+    if isinstance(source, Cluster):
+        return
+    if wanted.grid or (wanted.show and not looking):
+        sheet = f"{wanted.out.rstrip('/')}/{run.grid(job, source, store, *(wanted.grid or (10, 10)))}"
         report.say(f"contact sheet: {sheet}", sheet=sheet)
+    if looking:
+        _show(looking, wanted, job.count, source, stop)
+
+
+def show(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
+    """Show pictures on the terminal, and keep none."""
+    looking = screen.Screen()
+    _show(looking, wanted, wanted.count or 0, _model(wanted, stack, stop), stop)
+
+
+def sweep(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
+    """Make the pictures between two samples, or samples at several temperatures; keep them, show them, or both."""
+    from serve.bulk.report import Report
+    from serve.bulk.store import open_store
+    from serve.bulk.sweep import complete, made
+
+    store = open_store(wanted.out) if wanted.out else None
+    looking = _looking(wanted)
+    model, wish = _model(wanted, stack, stop), _sweep(wanted)
+    report = Report(wanted.reporting, f"{model.name} seed {wanted.seed}", wish.total)
+
+    def done(more: int) -> None:
+        stop.check()
+        report.more(more, 0)
+
+    with report.running():
+        if store is None:
+            images = made(wish, model, done)
+        else:
+            images = complete(wish, model, store, wanted.kind, wanted.mix, done)
+    if store is not None:
+        place = f"{wanted.out.rstrip('/')}/{wish.shown}"
+        report.say(f"{wish.total:,} made: {wanted.out}, best seen in {place}", sweep=place, made=wish.total)
+    if looking:
+        for heading, row in wish.rows(images):
+            looking.draw(row, heading)
 
 
 def pipe(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
@@ -124,7 +126,9 @@ def verify(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     if job is None:
         raise JobError(f"{place} has no manifest.json; name what sample-cli wrote")
     model = _model(wanted, stack, stop)
-    report = Report(wanted.way, f"verifying {job.model} seed {job.seed}", max(1, round(job.count * wanted.fraction)))
+    report = Report(
+        wanted.reporting, f"verifying {job.model} seed {job.seed}", max(1, round(job.count * wanted.fraction))
+    )
 
     def done(more: int) -> None:
         stop.check()
@@ -150,6 +154,31 @@ def verify(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
             f"damaged or other pictures, such as {found.wrong[0]}; remove these, and make them again by the command "
             "that made them"
         )
+
+
+def _looking(wanted: Wanted) -> screen.Screen | None:
+    """Return the terminal to show pictures on, if that is wanted and somebody looks."""
+    return screen.Screen() if wanted.show and screen.there() else None
+
+
+def _show(looking: screen.Screen, wanted: Wanted, count: int, model: GenerativeModel, stop: StopRequest) -> None:
+    from numpy import concatenate
+
+    batches = []
+    for _, images in model.stream(wanted.seed, wanted.start, min(count, MOST_SHOWN), wanted.temperature):
+        stop.check()
+        batches.append(images)
+    looking.draw(concatenate(batches))
+    if count > MOST_SHOWN and not wanted.quiet:
+        click.echo(f"these are the first {MOST_SHOWN} of {count:,}")
+
+
+def _sweep(wanted: Wanted) -> Sweep:
+    from serve.bulk.sweep import Interpolation, TemperatureSweep
+
+    if wanted.interpolate is not None:
+        return Interpolation(wanted.seed, *wanted.interpolate, wanted.steps, wanted.temperature)
+    return TemperatureSweep(wanted.seed, wanted.start, wanted.count or 0, wanted.temperatures or ())
 
 
 def _job(wanted: Wanted, model: GenerativeModel | Cluster) -> Job:

@@ -161,11 +161,20 @@ def make(
 
 def to_json(job: Job, **more: Any) -> bytes:
     """Return a manifest."""
-    versions = {"balanced-vae": VERSION, "numpy": np.__version__, "pillow": PIL.__version__}
-    versions["zlib"] = zlib.ZLIB_RUNTIME_VERSION
+    used = versions()
     if job.format == PARQUET:
-        versions["pyarrow"] = import_module("pyarrow").__version__
-    return (json.dumps({**asdict(job), "versions": versions, **more}, indent=2) + "\n").encode()
+        used["pyarrow"] = import_module("pyarrow").__version__
+    return (json.dumps({**asdict(job), "versions": used, **more}, indent=2) + "\n").encode()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what makes and encodes pictures."""
+    return {
+        "balanced-vae": VERSION,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+    }
 
 
 def from_json(data: bytes) -> Job:

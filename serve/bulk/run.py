@@ -189,7 +189,7 @@ def manifest(store: Store) -> Job | None:
     try:
         return None if data is None else from_json(data)
     except ValueError:
-        raise JobError(f"{store}/{MANIFEST} is damaged, or not of sample-cli") from None
+        raise JobError(f"{store}/{MANIFEST} is damaged, or not of a range of samples") from None
 
 
 class _Puts:

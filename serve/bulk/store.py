@@ -17,7 +17,11 @@ from serve.errors import JobError
 from serve.text import one_line
 
 LOCK = ".sample-cli.lock"
-PART = re.compile(r"\.part-([0-9a-f]{8}-)?(\d{9,}[-.].+|manifest\.json|grid\.png|README\.md)", re.ASCII)  # half-written
+# Half-written.
+PART = re.compile(
+    r"\.part-([0-9a-f]{8}-)?(\d{9,}[-.].+|\d{3}\.\w+|(way|temperatures)\.\w+|manifest\.json|grid\.png|README\.md)",
+    re.ASCII,
+)
 CLAIM = 60.0  # seconds that one of several processes may take to say what a folder is for
 URL = re.compile(r"([a-z][a-z0-9+.-]+)://")
 
