@@ -284,7 +284,7 @@ async def _serve_nothing(model: Path | None) -> None:
     from serve.server.telemetry import log_to_stderr
 
     log_to_stderr("text")
-    settings = Settings(listen="127.0.0.1:0", model=(model,) if model else (), device=("cpu",))
+    settings = Settings(listen="127.0.0.1:0", http="127.0.0.1:0", model=(model,) if model else (), device=("cpu",))
     app = App(settings, lambda bundle: [Null(Engine(bundle, "cpu"))])
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)

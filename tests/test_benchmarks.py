@@ -172,6 +172,16 @@ def test_server(smoke_bundle: Path, report: Path) -> None:
         assert name in figures(report)
 
 
+@pytest.mark.slow
+def test_doors(smoke_bundle: Path, report: Path) -> None:
+    few = ["--seconds", 0.1, "--rounds", 1, "--clients", 2]
+    said = bench("doors", "--model", smoke_bundle, "--device", "cpu", *few, "--json", report)
+    for title in ("one picture a request, 2 clients", "an engine that costs nothing", "64 pictures as a grid"):
+        assert title in said
+    for name in ("gRPC, pixels", "gRPC, PNG", "HTTP, PNG", "the file"):
+        assert name in figures(report)
+
+
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert list((DOCS / "benchmarks").glob("*.json")), "make bench writes some"
     shutil.copytree(DOCS / "benchmarks", tmp_path / "benchmarks")
