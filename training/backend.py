@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import LazyLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +17,12 @@ from training.errors import TrainingError
 
 BACKENDS = ("tensorflow", "jax", "torch")
 NVIDIA_DRIVER = Path("/dev/nvidiactl")
+
+# Parts of Keras that nothing here uses: they load scikit-learn, SciPy's statistics and pyplot, once they are used.
+_SELDOM = {"keras.src.visualization", "keras.visualization", "keras.wrappers"}
+_SELDOM |= {f"keras._tf_keras.{name}" for name in ("keras.visualization", "keras.wrappers")}
+# What Keras and TensorFlow load where it is installed, to take data frames and to convert models of another library.
+_OPTIONAL = {"jax", "pandas"}
 
 # Repeats the lines of its input that do not match; a process, so that what is said before a crash is still said.
 _REPEAT = """
@@ -39,7 +46,7 @@ def check() -> None:
 
 
 def set_defaults() -> None:
-    """Set our defaults for the variables that the user has not set, and keep the import of TensorFlow quiet.
+    """Set our defaults for the variables that the user has not set, and have Keras load quietly, and sooner.
 
     Every subpackage that uses Keras calls this in its __init__, which runs before anything in it imports Keras.
     """
@@ -55,29 +62,44 @@ def set_defaults() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds TensorFlow as Python would, whoever imports it first, and has `_Loader` load it."""
+    """Finds Keras and TensorFlow as Python would, whoever imports them first, and has `_Loader` load them."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        spec = PathFinder.find_spec(fullname) if fullname == "tensorflow" else None
-        if spec and spec.origin:
-            spec.loader = _Loader(fullname, spec.origin)
+        if fullname not in ("keras", "tensorflow") and fullname not in _SELDOM:
+            return None
+        spec = PathFinder.find_spec(fullname, path)
+        if spec and spec.origin and spec.loader:
+            spec.loader = LazyLoader(spec.loader) if fullname in _SELDOM else _Loader(fullname, spec.origin)
         return spec
 
 
 class _Loader(SourceFileLoader):
-    """Loads TensorFlow without the lines that TF_CPP_MIN_LOG_LEVEL asks it to leave out.
+    """Loads Keras or TensorFlow without what takes long and is not used; and TensorFlow quietly.
 
-    Its libraries log as they are loaded, before they have read that variable.
+    Its libraries log as they are loaded, before they have read TF_CPP_MIN_LOG_LEVEL.
     """
 
     def exec_module(self, module: ModuleType) -> None:
         # Errors stay at any level: what ends an import says why.
         unwanted = {"1": "I", "2": "IW", "3": "IW"}.get(os.environ.get("TF_CPP_MIN_LOG_LEVEL", ""))
         pattern = rf"[{unwanted}]\d{{4}} [\d:.]+ |WARNING: All log messages before absl::InitializeLog"
-        with _without(pattern) if unwanted else nullcontext():
+        loud = module.__name__ != "tensorflow" or not unwanted
+        with nullcontext() if loud else _without(pattern), _absent(_OPTIONAL - {os.environ["KERAS_BACKEND"]}):
             super().exec_module(module)
+
+
+@contextmanager
+def _absent(names: set[str]) -> Iterator[None]:
+    """Have imports of modules that are not loaded yet fail, as if they were not installed."""
+    hidden = names - sys.modules.keys()
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None is Python's mark of what is not there
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager
