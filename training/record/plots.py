@@ -52,9 +52,9 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
     with matplotlib.rc_context(STYLE), replacing(path) as part:
         figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-        FigureCanvasAgg(figure)
         yield figure
-        figure.savefig(part, format="png", metadata={"Software": SHEET})
+        canvas: Any = FigureCanvasAgg(figure)  # whose methods have no types
+        canvas.print_png(part, metadata={"Software": SHEET})  # savefig would draw it twice
 
 
 def _titles(axis: Axes, title: str, hint: str) -> None:
