@@ -57,7 +57,7 @@ def test_more_time_makes_wider_networks_of_pictures_as_large(minutes: float, sec
 
 
 def test_few_pictures_are_not_learned_by_heart_for_hours() -> None:
-    decided = plan(Survey(64, 28, grey=True, mirrors=False), 600, ("base_dim=4", "fc_dim=8", "second_dim=8"))
+    decided = plan(Survey(64, 28, grey=True, mirrors=False), 600, ("base_dim=4", "fc_dim=8", "priors="))
     assert (decided.recipe.side, decided.recipe.channels, decided.recipe.flip) == (32, 1, False)
     steps = decided.recipe.epochs * decided.recipe.epoch_steps
     assert 1000 < steps <= 2000
@@ -124,7 +124,7 @@ def test_a_dry_run_needs_no_more_than_it_reads(pictures: Path, tmp_path: Path) -
     named = inside("train-vae", "--recipe", "cifar10", "--dry-run")
     assert named.returncode == 0, named.stderr
     assert "epochs = 700" in named.stdout
-    planned = inside("train-vae", "--data", pictures, "--minutes", 0.1, "--dry-run", *TINY)
+    planned = inside("train-vae", "--data", pictures, "--minutes", 0.1, "--dry-run", *TINY, "--set", "base_dim=4")
     assert planned.returncode == 0, planned.stderr
     assert "name = auto" in planned.stdout
     assert_clear_error(inside("train-vae", "--dry-run"), "'--data'", code=2)
@@ -137,7 +137,8 @@ def test_a_warm_start_takes_what_fits_and_says_what_does_not(
     auto_run: Path, smoke_run: Path, pictures: Path, tmp_path: Path
 ) -> None:
     words = ("train-vae", "--data", pictures, "--from", auto_run, "--out")
-    warm = inside(*words, tmp_path / "warm", "--minutes", 0.1, *SHORT, "--set", "lr=1e-9")
+    settings = [word for each in ("epochs=1", "epoch_steps=3", "priors=", "lr=1e-9") for word in ("--set", each)]
+    warm = inside(*words, tmp_path / "warm", "--minutes", 0.1, *settings)
     assert warm.returncode == 0, warm.stderr
     assert f"layers start from {auto_run}" in warm.stderr
     assert "all " in warm.stderr
@@ -150,7 +151,7 @@ def test_a_warm_start_takes_what_fits_and_says_what_does_not(
         for run in (auto_run, tmp_path / "warm")
     )
     assert abs(after[0] - before[1]) < abs(after[0] - before[0])
-    other = inside(*words, tmp_path / "other", "--recipe", "smoke", "--set", "fc_dim=8")
+    other = inside(*words, tmp_path / "other", "--recipe", "smoke", "--set", "fc_dim=8", "--set", "priors=")
     assert other.returncode == 0, other.stderr
     assert "have other shapes and start from noise: " in other.stderr
     nothing = inside(*words, tmp_path / "no", "--recipe", "smoke", "--set", "base_dim=3", "--set", "latent_dim=3")
