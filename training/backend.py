@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -86,8 +87,23 @@ class _Loader(SourceFileLoader):
         unwanted = {"1": "I", "2": "IW", "3": "IW"}.get(os.environ.get("TF_CPP_MIN_LOG_LEVEL", ""))
         pattern = rf"[{unwanted}]\d{{4}} [\d:.]+ |WARNING: All log messages before absl::InitializeLog"
         loud = module.__name__ != "tensorflow" or not unwanted
-        with nullcontext() if loud else _without(pattern), _absent(_OPTIONAL - {os.environ["KERAS_BACKEND"]}):
+        hidden = _absent(_OPTIONAL - {os.environ["KERAS_BACKEND"]})
+        with nullcontext() if loud else _without(pattern), hidden, _uncollected():
             super().exec_module(module)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the collector of garbage from what is loaded meanwhile: it stays, and looking through it takes seconds."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @contextmanager

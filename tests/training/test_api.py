@@ -63,6 +63,18 @@ def test_tensorflow_is_loaded_without_its_notes_and_with_its_errors(tmp_path: Pa
     assert len(said["0"]) == 6
 
 
+def test_keras_is_loaded_without_what_nothing_here_uses_and_has_it_when_asked() -> None:
+    code = (
+        "import gc, sys; import training.model, keras\n"
+        "heavy = {'jax', 'matplotlib.pyplot', 'pandas', 'scipy.stats', 'sklearn'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "assert gc.isenabled()\n"
+        "assert keras.wrappers.SKLearnClassifier and keras.visualization.plot_image_gallery\n"
+        "import sklearn.mixture, matplotlib.pyplot\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "KERAS_BACKEND": "tensorflow"})
+
+
 def test_every_public_name_is_there() -> None:
     for name in training.__all__:
         assert getattr(training, name) is not None
