@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -24,6 +25,14 @@ from training.settings import page
 
 TINY = [word for each in ("side=16", "fc_dim=8", "second_dim=8", "second_depth=1") for word in ("--set", each)]
 SHORT = [word for each in ("epochs=2", "epoch_steps=3", "epochs2=2", "epoch_steps2=3") for word in ("--set", each)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly() -> Iterator[None]:
+    """Time so few steps that a plan is made at once: nothing here asks for good times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.fit.plan.TIMED", 0.1)
+        yield
 
 
 def digits(folder: Path, count: int) -> Path:
