@@ -45,6 +45,8 @@ def _run(command: str, *packages: str) -> NoReturn:
         check_not_hidden(*packages)
     except ImportError as error:
         sys.exit(f"Error: {error}")
+    if "training" in packages:
+        import_module("training.backend").spare()
     if sys.stdout:
         binary = io.BufferedWriter(_Output(sys.stdout.fileno(), "wb", closefd=False))
         sys.stdout = io.TextIOWrapper(

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import LazyLoader
@@ -47,7 +47,7 @@ def check() -> None:
 
 
 def set_defaults() -> None:
-    """Set our defaults for the variables that the user has not set, and have Keras load quietly, and sooner.
+    """Set our defaults for the variables that the user has not set, and keep the import of TensorFlow quiet.
 
     Every subpackage that uses Keras calls this in its __init__, which runs before anything in it imports Keras.
     """
@@ -62,13 +62,24 @@ def set_defaults() -> None:
         sys.meta_path.insert(sys.meta_path.index(PathFinder), _Finder())
 
 
+def spare() -> None:
+    """Have Keras load sooner, without what none of our commands uses.
+
+    For processes that are such a command: in others, somebody may train on data frames, or wait for garbage to be
+    collected that is older than Keras.
+    """
+    _Finder.sparing = True
+
+
 class _Finder(MetaPathFinder):
     """Finds Keras and TensorFlow as Python would, whoever imports them first, and has `_Loader` load them."""
+
+    sparing = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in ("keras", "tensorflow") and fullname not in _SELDOM:
+        if fullname != "tensorflow" and not (self.sparing and fullname in {"keras", *_SELDOM}):
             return None
         spec = PathFinder.find_spec(fullname, path)
         if spec and spec.origin and spec.loader:
@@ -77,7 +88,7 @@ class _Finder(MetaPathFinder):
 
 
 class _Loader(SourceFileLoader):
-    """Loads Keras or TensorFlow without what takes long and is not used; and TensorFlow quietly.
+    """Loads TensorFlow quietly, and Keras, where it is to spare, without what takes long and is not used.
 
     Its libraries log as they are loaded, before they have read TF_CPP_MIN_LOG_LEVEL.
     """
@@ -87,8 +98,12 @@ class _Loader(SourceFileLoader):
         unwanted = {"1": "I", "2": "IW", "3": "IW"}.get(os.environ.get("TF_CPP_MIN_LOG_LEVEL", ""))
         pattern = rf"[{unwanted}]\d{{4}} [\d:.]+ |WARNING: All log messages before absl::InitializeLog"
         loud = module.__name__ != "tensorflow" or not unwanted
-        hidden = _absent(_OPTIONAL - {os.environ["KERAS_BACKEND"]})
-        with nullcontext() if loud else _without(pattern), hidden, _uncollected():
+        with ExitStack() as stack:
+            if not loud:
+                stack.enter_context(_without(pattern))
+            if _Finder.sparing:
+                stack.enter_context(_absent(_OPTIONAL - {os.environ["KERAS_BACKEND"]}))
+                stack.enter_context(_uncollected())
             super().exec_module(module)
 
 

@@ -65,12 +65,14 @@ def test_tensorflow_is_loaded_without_its_notes_and_with_its_errors(tmp_path: Pa
 
 def test_keras_is_loaded_without_what_nothing_here_uses_and_has_it_when_asked() -> None:
     code = (
-        "import gc, sys; import training.model, keras\n"
+        "import gc, sys, training.backend\n"
+        "training.backend.spare()\n"
+        "import training.model, keras\n"
         "heavy = {'jax', 'matplotlib.pyplot', 'pandas', 'scipy.stats', 'sklearn'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
         "assert gc.isenabled()\n"
         "assert keras.wrappers.SKLearnClassifier and keras.visualization.plot_image_gallery\n"
-        "import sklearn.mixture, matplotlib.pyplot\n"
+        "import sklearn.mixture, matplotlib.pyplot, pandas\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "KERAS_BACKEND": "tensorflow"})
 
