@@ -498,7 +498,7 @@ def test_the_runtime_for_browsers_is_sent_packed(smoke_bundle: Path, tmp_path: P
 def test_names_that_pages_give_to_this_machine_are_not_ours(
     http_site: Site, smoke_bundle: Path, tmp_path: Path
 ) -> None:
-    for host in ("evil.example", "127.0.0.1.evil.example:80", ""):
+    for host in ("evil.example", "127.0.0.1.evil.example:80", "", "[::1", "[cats]:80"):
         refused = http_site.ask("/v1/models", Host=host)
         assert (refused.status, "Host should be localhost" in refused.problem()["detail"]) == (403, True)
     for host in ("localhost", "127.0.0.1:1", "[::1]:80", "faces.localhost"):

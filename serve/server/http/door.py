@@ -75,7 +75,7 @@ class Door:
         self.url, self._sockets, self._local = url, sockets, local
         self._handlers, self._admission, self._most, self._secure = handlers, admission, connections, secure
         self._waiting: dict[asyncio.BaseTransport | None, asyncio.TimerHandle] = {}  # for a first request
-        self._idle: dict[asyncio.BaseTransport | None, None] = {}  # without a request, those for longest first
+        self._idle: dict[asyncio.BaseTransport, None] = {}  # without a request, those for longest first
         self._open = 0
         self._listening: list[asyncio.Server] = []
         app = web.Application(middlewares=[self._answer], client_max_size=MOST_BODY)
@@ -124,11 +124,19 @@ class Door:
         room = self._open <= self._most
         if not room:
             self._admission.make_room()
-            # Whoever has nothing to ask now can come again.
-            room = any(_cut(each) for each in list(self._idle)[:1] if each)
+            room = self._displace()
         self._idle[transport] = None
         self._waiting[transport] = asyncio.get_running_loop().call_later(FIRST, self._late, transport)
         return room
+
+    def _displace(self) -> bool:
+        """End the connection that has had no request for longest, as it can come again; tell whether there was one."""
+        while self._idle:
+            longest = next(iter(self._idle))
+            del self._idle[longest]
+            if _cut(longest):
+                return True
+        return False
 
     def writing(self, transport: asyncio.BaseTransport) -> AbstractContextManager[None]:
         """Take note of a connection that takes no more for now."""
@@ -138,11 +146,11 @@ class Door:
     def left(self, transport: asyncio.BaseTransport | None) -> None:
         """Take note of the end of one."""
         self._open -= 1
-        self._idle.pop(transport, None)
         self._spoke(transport)
 
     def _spoke(self, transport: asyncio.BaseTransport | None) -> None:
-        self._idle.pop(transport, None)
+        if transport:
+            self._idle.pop(transport, None)
         if handle := self._waiting.pop(transport, None):
             handle.cancel()
 
@@ -186,11 +194,10 @@ class Door:
         # The path's pattern, not the path: a metric has a series for each.
         call = Call(f"{route.method} {route.path}", headers, watches=route.open, open=route.open)
         with self._admission.call(call):
-            if self._local and not _is_here(request.host):
+            host = headers.get("host")  # which browsers never leave out
+            if self._local and host is not None and not _is_here(host):
                 expected = "localhost, or an address; a proxy has to say so too, or pass --insecure"
-                raise Refusal(
-                    Code.PERMISSION_DENIED, f"the Host should be {expected}. Received: {quoted(request.host)}"
-                )
+                raise Refusal(Code.PERMISSION_DENIED, f"the Host should be {expected}. Received: {quoted(host)}")
             asked = Asked(request, route, _values(route, request))
             return await self._handlers[route.handler](asked, partial(self._send, request))
 
@@ -271,7 +278,10 @@ def _headers() -> dict[str, str]:
 
 def _is_here(host: str) -> bool:
     """Tell whether a Host is localhost or an address, whatever the port."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets that belong to nothing
+        return False
     try:
         return bool(ip_address(name))
     except ValueError:
