@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import quote
 
 import pytest
@@ -20,9 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import Engine, load
-from serve.server.app import App
+from serve.server import listening
+from serve.server.admission import Admission
 from serve.server.http import door
-from serve.server.settings import Settings
+from serve.server.http.routes import ROUTES
+from serve.server.telemetry import Telemetry
 from tests.conftest import BIN, serving
 from tests.serve.test_abuse import Victim
 from tests.serve.test_http import POST, Site, site
@@ -176,15 +179,17 @@ def test_many_requests_given_up_at_any_time(victim: Stranger) -> None:
     victim.is_well()
 
 
-def test_who_does_not_come_to_a_request_is_ended(smoke_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_come_to_a_request_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often there is another byte of it."""
     monkeypatch.setattr(door, "FIRST", 0.5)
 
     async def ended() -> int:
-        app = App(Settings(listen="127.0.0.1:0", http="127.0.0.1:0", model=(smoke_bundle,), device=("cpu",)))
-        await app.start()
-        assert app.http_url
-        host, _, port = app.http_url.rpartition("/")[2].rpartition(":")
+        address, sockets = listening.sockets("127.0.0.1:0")
+        admission = Admission(Telemetry(), None, 10, 10.0, log_requests=False)
+        handlers = dict.fromkeys((route.handler for route in ROUTES), never)
+        patient = door.Door(handlers, admission, 10, 60.0, "", sockets, None, local=True)
+        await patient.start()
+        host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         sent = 0
         while not reader.at_eof():
@@ -194,7 +199,7 @@ def test_who_does_not_come_to_a_request_is_ended(smoke_bundle: Path, monkeypatch
                 async with asyncio.timeout(0.05):
                     await reader.read(1)
         writer.close()
-        await app.stop(0)
+        await patient.stop()
         return sent
 
     async def bounded() -> int:
@@ -202,3 +207,7 @@ def test_who_does_not_come_to_a_request_is_ended(smoke_bundle: Path, monkeypatch
             return await ended()
 
     assert asyncio.run(bounded()) > 2
+
+
+async def never(asked: object, send: object) -> NoReturn:
+    pytest.fail("nothing was asked")
