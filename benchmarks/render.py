@@ -140,6 +140,12 @@ def figures(folder: Path) -> str:
             "server",
         ),
         (
+            "pictures by URL, one a request, 64 clients, divided by gRPC's; 64 of another seed in a browser",
+            f"{told.ratio('doors', 'faces, one picture', 'HTTP, PNG', 'gRPC, pixels')}; "
+            f"{told.figure('doors', 'faces, 64 pictures', 'the gallery', 'ms')}",
+            "doors",
+        ),
+        (
             "training stage 1, base_dim 16: ours on TensorFlow, and a loop written for torch",
             f"{told.figure('train', trained, 'ours, tensorflow, float32')}; "
             f"{told.figure('train', trained, 'a loop for torch, float32')}",
