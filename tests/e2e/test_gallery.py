@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import BIN, command, metrics, serving
-from tests.serve.test_http import Site, site
+from tests.serve.site import Site, site
 from tests.serve.test_security import token
 
 sync = pytest.importorskip("playwright.sync_api")

@@ -69,6 +69,18 @@ class Victim:
     def metric(self, name: str) -> float:
         return float(next(line for line in metrics(self.log).splitlines() if line.startswith(name + " ")).split()[-1])
 
+    def outlives(self, code: str) -> None:
+        """It holds nothing any more of clients that are killed once they have said that they are reading."""
+        clients = [subprocess.Popen([BIN / "python", "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"reading\n"
+        assert self.metric("balancedvae_held_samples") > 0
+        for client in clients:
+            client.send_signal(signal.SIGKILL)
+            client.communicate()
+        until(lambda: self.metric("balancedvae_held_samples") == 0)
+
     def is_well(self) -> None:
         """It serves the right pictures, holds nothing, and its log has no traceback."""
         with Client(self.address) as client:
@@ -193,15 +205,7 @@ print("reading", flush=True)
 for _ in stream:
     pass
 """
-    clients = [subprocess.Popen([BIN / "python", "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
-    for client in clients:
-        assert client.stdout is not None
-        assert client.stdout.readline() == b"reading\n"
-    assert victim.metric("balancedvae_held_samples") > 0
-    for client in clients:
-        client.send_signal(signal.SIGKILL)
-        client.communicate()
-    until(lambda: victim.metric("balancedvae_held_samples") == 0)
+    victim.outlives(code)
     victim.is_well()
 
 

@@ -6,9 +6,7 @@ import asyncio
 import random
 import re
 import select
-import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,9 +24,9 @@ from serve.server.admission import Admission
 from serve.server.http import door
 from serve.server.http.routes import ROUTES
 from serve.server.telemetry import Telemetry
-from tests.conftest import BIN, serving
+from tests.conftest import serving
+from tests.serve.site import POST, Site, site
 from tests.serve.test_abuse import Victim
-from tests.serve.test_http import POST, Site, site
 from tests.serve.test_models import until
 
 KNOWN = {200, 304, 307, 400, 403, 404, 405, 412, 429, 503}
@@ -144,15 +142,7 @@ print("reading", flush=True)
 while reply.read(1000):
     pass
 """
-    clients = [subprocess.Popen([BIN / "python", "-c", code], stdout=subprocess.PIPE) for _ in range(3)]
-    for client in clients:
-        assert client.stdout is not None
-        assert client.stdout.readline() == b"reading\n"
-    assert victim.metric("balancedvae_held_samples") > 0
-    for client in clients:
-        client.send_signal(signal.SIGKILL)
-        client.communicate()
-    until(lambda: victim.metric("balancedvae_held_samples") == 0)
+    victim.outlives(code)
 
 
 def test_many_requests_given_up_at_any_time(victim: Stranger) -> None:
