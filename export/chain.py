@@ -47,7 +47,7 @@ class ToUint8(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
 
 
 def build(
-    run: Run, prior: str, mode: str, draws: int = DRAWS, with_latents: bool = False
+    run: Run, prior: str, mode: str, draws: int = DRAWS, with_latents: bool = False, plain: bool = False
 ) -> tuple[keras.Model, Normalisation]:
     """Return noise [n, noise_size] -> images uint8 [n, side, side, channels], and its normalisation.
 
@@ -58,11 +58,12 @@ def build(
             One of MODES, or "guarded": "scalar" where the samples evidently lack variance, else "none".
         draws: Samples to fit it on.
         with_latents: Whether the latents [n, latent_dim] that the first stage decodes come out as well.
+        plain: Whether to take the first stage's own decoder where there is a sharpened one.
 
     Raises:
         RunError: the run is not finished, has no such prior, or lacks the history that "guarded" goes by.
     """
-    decoder = run.load_networks(1).get_layer("decoder")
+    decoder = run.decoder(plain)
     source = run.prior(prior)
     noise = keras.Input(source.input_shape[1:], name="noise")
     latents = source(noise)

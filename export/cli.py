@@ -97,6 +97,7 @@ def main() -> None:
     help="How second-stage latents are given the aggregate posterior's variance. guarded: as scalar where they "
     "evidently lack it, by the paper's rule, else as none.",
 )
+@click.option("--plain", is_flag=True, help="Take stage 1's own decoder where the run has a sharpened one.")
 @click.option(
     "--with-latents", is_flag=True, help="Add a second output to the graph: latents, float32 [batch, latent_dim]."
 )
@@ -174,6 +175,7 @@ def export(
     triton: Path | None,
     prior: str | None,
     normalise: str,
+    plain: bool,
     with_latents: bool,
     limit_mean: float,
     limit_fd: float,
@@ -203,7 +205,8 @@ def export(
     if not source.exists():
         raise click.UsageError(f"{source} is not a run directory, which train-vae makes, nor a bundle")
     if source.is_file():
-        refuse(("prior", "normalise", "with_latents"), "is settled in a bundle; export the run to choose another")
+        choices = ("prior", "normalise", "plain", "with_latents")
+        refuse(choices, "is settled in a bundle; export the run to choose another")
     if bool(features) != bool(reference):
         raise click.UsageError("--features and --reference go together: an extractor, and pictures to measure against")
     if precisions == ("fp32",):
@@ -233,7 +236,7 @@ def export(
             prior = prior_of(source, prior)
             if prior != "second-stage":
                 refuse(("normalise",), f"is for second-stage samples, and these are from the prior {prior}")
-            exportable = from_run(source, name, prior, normalise, with_latents, say, **card_fields)
+            exportable = from_run(source, name, prior, normalise, with_latents, plain, say, **card_fields)
         else:
             exportable = from_bundle(source, name, **card_fields)
         limits = Limits(limit_mean, limit_fd, count, features, reference)

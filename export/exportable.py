@@ -66,6 +66,7 @@ def from_run(
     prior: str | None = None,
     normalise: str = "scalar",
     with_latents: bool = False,
+    plain: bool = False,
     say: Callable[[str], None] = lambda line: None,
     *,
     dataset: str = "",
@@ -80,6 +81,7 @@ def from_run(
         prior: One of the run's priors; None means the first of BEST_FIRST that it has.
         normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
+        plain: Whether to leave sharpening out.
         say: Takes a line about measurements that the card leaves out.
         dataset: For the card: what the model was trained on.
         licence: For the card: under what terms the model may be used.
@@ -99,7 +101,10 @@ def from_run(
     from export.chain import build
     from export.convert import convert
 
-    chain, normalisation = build(run, prior, normalise, with_latents=with_latents)
+    chain, normalisation = build(run, prior, normalise, with_latents=with_latents, plain=plain)
+    sharpened = run.sharpened and not plain
+    if not sharpened:
+        recipe = dataclasses.replace(recipe, epochs3=0)
     card = Card(
         name=name,
         image_shape=(recipe.side, recipe.side, recipe.channels),
@@ -112,7 +117,7 @@ def from_run(
         dataset={"description": dataset, **run.config["data"]},
         licence=licence,
         notes=notes,
-        metrics=_measured(run.metrics, say),
+        metrics=_measured([each for each in run.metrics if ("decoder" in each) == sharpened], say),
         producers={package: version(package) for package in PACKAGES},
     )
 

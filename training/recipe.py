@@ -55,6 +55,7 @@ _GAMMA2: Counts = (
 _RAE: Counts = ("first_stage=rae-l2, rae-gp or rae-sn", lambda recipe: recipe.first_stage.startswith("rae-"))
 _PENALTY: Counts = ("first_stage=rae-l2 or rae-gp", lambda recipe: recipe.first_stage in ("rae-l2", "rae-gp"))
 _SCALES: Counts = ("num_scale of 2 or more", lambda recipe: recipe.num_scale > 1)
+_SHARP: Counts = ("epochs3 above 0", lambda recipe: recipe.epochs3 > 0)
 _GMM: Counts = ("gmm among priors", lambda recipe: "gmm" in recipe.priors)
 
 
@@ -174,6 +175,42 @@ class Recipe:
         "",
         "what stage 1's layers compute in; weights and losses are float32",
         choices=PRECISIONS,
+    )
+
+    epochs3: int = setting(
+        0, "sharpening", "epochs", "of sharpening stage 1's decoder, after the priors; 0 leaves it out", zero=True
+    )
+    epoch_steps3: int = setting(
+        0, "sharpening", "steps", "minibatches in an epoch of it; 0 makes it one pass", zero=True, counts=_SHARP
+    )
+    batch3: int = setting(0, "sharpening", "pictures", "in a minibatch of it; 0 takes batch", zero=True, counts=_SHARP)
+    lr3: float = setting(1e-4, "sharpening", "", "learning rate of decoder and critic (Adam)", counts=_SHARP)
+    halve_every3: int = setting(20, "sharpening", "epochs", "between two halvings of lr3", counts=_SHARP)
+    critic_dim: int = setting(32, "sharpening", "channels", "width of the critic at full size", counts=_SHARP)
+    feature_matching: float = setting(
+        2.0,
+        "sharpening",
+        "weight",
+        "of the distance between a picture and its reconstruction in the critic's features",
+        zero=True,
+        counts=_SHARP,
+    )
+    pixel_matching: float = setting(
+        0.5,
+        "sharpening",
+        "weight",
+        "of the squared error, in units of that of stage 1's reconstructions",
+        zero=True,
+        counts=_SHARP,
+    )
+    averaging: float = setting(
+        0.999,
+        "sharpening",
+        "share",
+        "what a step keeps of the average of the decoder's weights, which is what is kept of them",
+        zero=True,
+        below_one=True,
+        counts=_SHARP,
     )
 
     sample_every: int = setting(10, "kept", "epochs", "between two grids of samples")

@@ -21,6 +21,7 @@ GROUPS = {
     "deterministic": "A deterministic first stage",
     "priors": "Priors, and stage 2's networks",
     "training": "Training",
+    "sharpening": "Sharpening, after both stages: ours, and no part of the paper",
     "kept": "What is kept",
 }
 

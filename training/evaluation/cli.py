@@ -101,6 +101,7 @@ def main() -> None:
 @click.option("--kid/--no-kid", default=True, help="Measure the kernel inception distance (KID).")
 @click.option("--precision-recall/--no-precision-recall", default=True, help="Measure improved precision and recall.")
 @click.option("--latent-noise", is_flag=True, help="Add the second stage's own noise to its samples, as Dai & Wipf do.")
+@click.option("--plain", is_flag=True, help="Measure stage 1's own decoder where the run has a sharpened one.")
 @click.option(
     "--snapshots",
     is_flag=True,
@@ -151,7 +152,8 @@ def measure(
     if extractor is None or (features and inception):
         raise click.UsageError("pass an extractor: either --features FILE or --inception FILE")
     if model.is_file():
-        refuse(("priors", "modes", "latent_noise"), "is settled in a bundle; measure the run to choose another")
+        choices = ("priors", "modes", "latent_noise", "plain")
+        refuse(choices, "is settled in a bundle; measure the run to choose another")
         refuse(("snapshots",), "measures those of a run, and a bundle has none")
     from training.evaluation.evaluator import Plan
     from training.evaluation.measure import evaluate

@@ -111,6 +111,7 @@ def _column(record: Record) -> Column:
         return LATENTS
     mode = record.get("normalisation", "none")
     label = record["set"] + (f", {mode}" if mode != "none" else "") + (", noise" if "latent_noise" in record else "")
+    label += f", {record['decoder']}" if "decoder" in record else ""
     return record["metric"], label
 
 

@@ -38,6 +38,7 @@ class Plan:
         precision_recall: Whether to measure precision and recall.
         latent_noise: Whether second-stage samples get the noise of their likelihood.
         seed: The seed of the samples and of KID's subsets.
+        plain: Whether to measure stage 1's own decoder where the run has a sharpened one.
         snapshots: Whether to measure a run's snapshots.
         batch: Pictures in a batch.
     """
@@ -52,6 +53,7 @@ class Plan:
     kid: bool
     precision_recall: bool
     latent_noise: bool
+    plain: bool
     seed: int
     snapshots: bool
     batch: int

@@ -27,6 +27,7 @@ PROTOCOL = (
     "prior",
     "normalisation",
     "latent_noise",
+    "decoder",
     "epoch",
     "count",
     "seed",

@@ -46,6 +46,7 @@ def report(name: str, records: list[Record], every_latent: bool = False) -> str:
 
 def _row(record: Record) -> Row:
     name = record["set"] + (f", epoch {record['epoch']}" if "epoch" in record else "")
+    name += f", {record['decoder']}" if "decoder" in record else ""
     mode = record.get("normalisation", "-")
     if "latent_noise" in record:
         mode += f", noise {record['latent_noise']:.3f}"

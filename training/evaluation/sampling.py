@@ -24,10 +24,10 @@ from training.types import Float32Array, UInt8Array
 
 
 class FirstStage:
-    """A first stage's encoder and decoder, applied to batches."""
+    """A first stage's encoder, and its own decoder or another, applied to batches."""
 
-    def __init__(self, networks: keras.Model) -> None:
-        self.encoder, self.decoder = networks.get_layer("encoder"), networks.get_layer("decoder")
+    def __init__(self, networks: keras.Model, decoder: keras.Model | None = None) -> None:
+        self.encoder, self.decoder = networks.get_layer("encoder"), decoder or networks.get_layer("decoder")
         self.encoder.jit_compile = self.decoder.jit_compile = xla()
 
     def reconstruct(self, batches: Iterable[UInt8Array], tally: Tally) -> Iterator[UInt8Array]:

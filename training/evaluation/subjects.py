@@ -39,7 +39,9 @@ class RunSubject:
         self.name = run.path.resolve().name
         self.pictures = run.recipe
         self.recipe: dict[str, Any] = run.recipe.to_dict()
-        self.first = FirstStage(run.load_networks(1))
+        self.first = FirstStage(run.load_networks(1), run.decoder(plan.plain))
+        # What distinguishes a record of a sharpened decoder from one of stage 1's own.
+        self.made_by = {"decoder": "sharpened"} if run.sharpened and not plan.plain else {}
         names = self._priors()
         if plan.modes and names == ("normal",):
             raise RunError("--normalise is for fitted priors, and only the normal one is measured; leave it out")
@@ -69,12 +71,12 @@ class RunSubject:
     def records(self, evaluator: Evaluator) -> Iterator[Record]:
         """Yield REC and the latents, then every prior under every normalisation, then the snapshots."""
         tally = Tally()
-        yield self._reconstructions(evaluator, self.first, tally)
+        yield self._reconstructions(evaluator, self.first, tally, **self.made_by)
         reference = evaluator.reference
         yield {"metric": "latents", **tally.summary(), "count": len(reference), "reference": reference.card}
         for sampler, modes in self.sampled:
             for mode in modes:
-                yield self._samples(evaluator, self.first, sampler, mode)
+                yield self._samples(evaluator, self.first, sampler, mode, **self.made_by)
         for epoch, path in self.snapshots:
             first = FirstStage(load_model(path))
             yield self._reconstructions(evaluator, first, Tally(), epoch=epoch)

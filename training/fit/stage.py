@@ -23,7 +23,7 @@ from training.fit.stop import Stopped, StopRequest
 from training.model.autoencoder import Autoencoder, xla
 from training.model.latents import infer, latent_summary, posterior_variance, posteriors
 from training.record.run import Run
-from training.record.stage import Observer, Position, Schedule
+from training.record.stage import Observer, Position, Schedule, setting_of
 from training.types import Float32Array, IndexArray, Record
 
 LOOK_EVERY = 1.0  # seconds between checks for NaN and infinity: each check waits for the device
@@ -62,7 +62,7 @@ def train_stage(
         schedule.lr, decay_steps=schedule.halve_every * steps, decay_rate=0.5, staircase=True
     )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        optimizer=keras.optimizers.Adam(rate, beta_1=schedule.momentum),
         jit_compile=xla(),
         steps_per_execution=min(execution.steps_per_execution, steps),
     )
@@ -151,7 +151,7 @@ def _check_weights(variables: list[Any], schedule: Schedule, at: Position, run: 
 def _diverged(what: str, schedule: Schedule, at: Position, run: Run) -> None:
     last = run.saved_position(schedule.stage)
     kept = f"the checkpoint of epoch {last.epoch + 1}, minibatch {last.step}, is kept" if last else "none was saved"
-    rate = "lr" if schedule.stage == 1 else "lr2"
+    rate = setting_of(schedule.stage, "lr")
     where = " into another --out" if last else ""
     raise Diverged(
         f"stage {schedule.stage} diverged in epoch {at.epoch + 1}: {what} stopped being finite; {kept} in "
@@ -164,17 +164,17 @@ def _record(
 ) -> Record:
     """Return the epoch's record: means over its minibatches, and what the latents look like now."""
     means = {name: total / at.step for name, total in at.sums.items() if name != "non_finite"}
-    mean, sd = posteriors(model.encoder, _some(data, schedule, RECORDED), model.input_scale)
-    record = {
+    record: Record = {
         "stage": schedule.stage,
         "epoch": at.epoch + 1,
         "images": (at.epoch + 1) * images,
         "images_per_second": round(images / at.seconds, 1),
         "lr": schedule.rate(at.epoch),
         **means,
-        **latent_summary(mean, sd),
-        "latent_variance": _rounded(sd),
     }
+    if model.encoder.trainable:
+        mean, sd = posteriors(model.encoder, _some(data, schedule, RECORDED), model.input_scale)
+        record |= {**latent_summary(mean, sd), "latent_variance": _rounded(sd)}
     if validation is not None:
         items = _some(validation, schedule, RECORDED)
         decoded = infer(model.decoder, posteriors(model.encoder, items, model.input_scale)[0])[0]

@@ -1,4 +1,4 @@
-"""The whole method: train stage 1 on pictures, take their posteriors, fit priors to those."""
+"""The whole method: train stage 1 on pictures, take their posteriors, fit priors to those, sharpen its decoder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ from training.fit.stop import StopRequest
 from training.fit.warm import fingerprint, warm_start
 from training.model import priors
 from training.model.autoencoder import Autoencoder
-from training.model.build import IMAGE_SCALE, image_autoencoder, in_units_of, latent_vae, plain, plain_images
+from training.model.build import (
+    IMAGE_SCALE,
+    image_autoencoder,
+    image_decoder,
+    in_units_of,
+    latent_vae,
+    plain,
+    plain_images,
+    sharpener,
+)
 from training.model.latents import Posteriors, infer, posteriors
+from training.model.normalise import DRAWS, Normalisation, fit
 from training.recipe import Recipe
 from training.record import grids
 from training.record.advice import Adviser
 from training.record.run import Run, save_model
-from training.record.stage import Observer, Observers, Schedule, first_schedule, second_schedule
+from training.record.stage import Observer, Observers, Schedule, first_schedule, second_schedule, third_schedule
 from training.record.tensorboard import TensorBoardWriter
 from training.types import Float32Array, Record
 
@@ -46,10 +56,11 @@ def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
 
 
 class _Album:
-    """Keep grids of samples, all from the same noise, and snapshots every few epochs; then tell an observer."""
+    """Keep grids of samples, all from the same latents, and snapshots every few epochs; then tell an observer."""
 
-    def __init__(self, model: Autoencoder, recipe: Recipe, run: Run, observer: Observer) -> None:
+    def __init__(self, model: Autoencoder, recipe: Recipe, run: Run, observer: Observer, latents: Float32Array) -> None:
         self.model, self.recipe, self.run, self.observer = model, recipe, run, observer
+        self.latents = latents
 
     def step(self, schedule: Schedule, epoch: int, images: int, logs: dict[str, Any]) -> None:
         self.observer.step(schedule, epoch, images, logs)
@@ -57,9 +68,10 @@ class _Album:
     def epoch(self, schedule: Schedule, record: Record) -> None:
         done, recipe = record["epoch"], self.recipe
         if done % recipe.sample_every == 0 or done == schedule.epochs:
-            pictures = self.model.decoder(noise(recipe, recipe.latent_dim, GRID), training=False)
-            grids.grid(self.run.path / "samples" / f"stage1-{done:04d}.png", grids.to_uint8(pictures))
-        if recipe.snapshot_every and done % recipe.snapshot_every == 0:
+            pictures = self.model.decoder(self.latents, training=False)
+            path = self.run.path / "samples" / f"stage{schedule.stage}-{done:04d}.png"
+            grids.grid(path, grids.to_uint8(pictures))
+        if schedule.stage == 1 and recipe.snapshot_every and done % recipe.snapshot_every == 0:
             save_model(self.run.snapshot_path(done), plain_images(self.model, recipe))
         self.observer.epoch(schedule, record)
 
@@ -117,7 +129,7 @@ def train_two_stages(
     execution: Execution,
     start: Path | None = None,
 ) -> None:
-    """Train stage 1 and fit its priors into a run directory, going on where an earlier call was stopped.
+    """Train stage 1, fit its priors and sharpen its decoder, going on where an earlier call was stopped.
 
     Raises:
         DataError: there are too few pictures for the recipe.
@@ -137,7 +149,7 @@ def train_two_stages(
             model = image_autoencoder(recipe, schedule.steps)
             if start and run.saved_position(1) is None:
                 observer.note(warm_start(model, start))
-            album = _Album(model, recipe, run, observer)
+            album = _Album(model, recipe, run, observer, noise(recipe, recipe.latent_dim, GRID))
             train_stage(model, pictures, schedule, run, album, stop, execution, splits.validation)
         run.finish(1, plain_images(model, recipe))
     if not devices.is_chief():
@@ -155,12 +167,17 @@ def train_two_stages(
         else:
             draws = latents.batch(np.arange(len(latents)), np.random.default_rng(recipe.seed))
             save_model(run.prior_path(name), priors.fit(name, draws, recipe.gmm_components, recipe.seed))
+    if recipe.epochs3 and not run.sharpened:
+        _sharpen(recipe, splits, first, facts["error"] * facts["pixel_variance"], run, observer, stop, execution)
     for name in run.priors:
         prior = run.prior(name)
         (drawn,) = infer(first.get_layer("decoder"), infer(prior, noise(recipe, prior.input_shape[-1], SAMPLES))[0])
         facts["diversity"][name] = variance(drawn) / facts["pixel_variance"]
         grids.grid(run.path / "samples" / f"{name}.png", grids.to_uint8(drawn[:GRID]))
     write_json(run.path / "diagnostics.json", facts)
+    if run.sharpened:
+        (drawn,) = infer(run.decoder(), _grid_latents(recipe, run, facts))
+        grids.grid(run.path / "samples" / "sharpened.png", grids.to_uint8(drawn))
     grids.draw(run, first, splits)
 
 
@@ -177,6 +194,41 @@ def _against_data(networks: keras.Model, pictures: Dataset) -> Record:
 def variance(pictures: Float32Array) -> float:
     """Return the variance of pictures [n, ...] about the average picture, averaged over its values."""
     return float(np.mean(np.var(pictures, axis=0, dtype=np.float64)))
+
+
+def _sharpen(
+    recipe: Recipe,
+    splits: Splits,
+    first: keras.Model,
+    error: float,
+    run: Run,
+    observer: Observer,
+    stop: StopRequest,
+    execution: Execution,
+) -> None:
+    known = run.diagnostics
+    schedule = third_schedule(recipe, len(splits.train))
+    model = sharpener(recipe, first, run.prior(run.default_prior), _normalisation(recipe, run, known), error)
+    album = _Album(model, recipe, run, observer, _grid_latents(recipe, run, known))
+    train_stage(model, splits.train, schedule, run, album, stop, execution, splits.validation)
+    decoder = image_decoder(recipe)
+    model.keep(decoder)
+    save_model(run.network_path(3), decoder)
+
+
+def _normalisation(recipe: Recipe, run: Run, known: Record) -> Normalisation:
+    """Return what brings samples of the run's prior to the latents' variance, as in an exported chain."""
+    size = recipe.latent_dim
+    if run.default_prior != "second-stage":
+        return Normalisation("none", np.ones(size, np.float32), np.zeros(size, np.float32), 0)
+    (latents,) = infer(run.prior("second-stage"), noise(recipe, size, DRAWS))
+    return fit("scalar", latents, known["aggregate_mean"], known["aggregate_variance"])
+
+
+def _grid_latents(recipe: Recipe, run: Run, known: Record) -> Float32Array:
+    prior, normalisation = run.prior(run.default_prior), _normalisation(recipe, run, known)
+    (latents,) = infer(prior, noise(recipe, prior.input_shape[-1], GRID))
+    return latents * normalisation.scale + normalisation.shift
 
 
 def _train_second_stage(

@@ -10,6 +10,8 @@ import numpy as np
 from training.model import networks
 from training.model.autoencoder import RAE, VAE, Autoencoder, Options
 from training.model.balance import policy
+from training.model.normalise import Normalisation
+from training.model.sharpen import Sharpener, critic_network
 from training.recipe import Recipe
 from training.types import Float32Array
 
@@ -31,6 +33,32 @@ def latent_vae(recipe: Recipe, steps: int = 1) -> VAE:
     """Return stage 2: a VAE over stage 1's latents."""
     balance = policy(recipe, 2, steps)
     return VAE(networks.latent_encoder(recipe), networks.latent_decoder(recipe), balance, seed=recipe.seed)
+
+
+def sharpener(
+    recipe: Recipe, first: keras.Model, prior: keras.Model, normalisation: Normalisation, error: float
+) -> Sharpener:
+    """Return what sharpens a decoder.
+
+    Args:
+        recipe: Of the run.
+        first: Its stage 1, as it is kept.
+        prior: noise -> latents.
+        normalisation: Of these latents.
+        error: Mean squared error of stage 1's reconstructions.
+    """
+    encoder, decoder = networks.image_encoder(recipe), image_decoder(recipe, recipe.precision)
+    for ours in (encoder, decoder):
+        for layer in ours.layers:
+            layer.set_weights(first.get_layer(ours.name).get_layer(layer.name).get_weights())
+    weights = recipe.feature_matching, recipe.pixel_matching, recipe.averaging
+    options: Options = {"input_scale": IMAGE_SCALE, "seed": recipe.seed, "dtype": recipe.precision}
+    return Sharpener(encoder, decoder, prior, normalisation, critic_network(recipe), error, *weights, **options)
+
+
+def image_decoder(recipe: Recipe, precision: str = "float32") -> keras.Model:
+    """Return a decoder as stage 1 has it, for other losses: without regularisation."""
+    return networks.image_decoder(replace(recipe, precision=precision, l2_up=0.0, l2_scale=0.0))
 
 
 def in_units_of(vae: VAE, centre: Float32Array, spread: Float32Array) -> None:

@@ -26,11 +26,12 @@ def _bare(layer: layers.Layer) -> layers.Layer:
     return layer
 
 
-def _spectral(layer: layers.Layer) -> layers.Layer:
+def spectrally_normalised(layer: layers.Layer) -> layers.Layer:
+    """Return a layer whose kernel is divided by its spectral norm as it trains."""
     return layers.SpectralNormalization(layer, name=layer.name, dtype=layer.dtype_policy)
 
 
-def _network(inputs: Any, outputs: Any, name: str, *seed: int) -> keras.Model:
+def seeded(inputs: Any, outputs: Any, name: str, *seed: int) -> keras.Model:
     """Return a network whose kernels, and initial vectors of spectral norms, are drawn from a seed of its own."""
     network = keras.Model(inputs, outputs, name=name)
     rng = np.random.default_rng([*seed, *name.encode()])
@@ -94,7 +95,7 @@ def image_encoder(recipe: Recipe) -> keras.Model:
     shortcut = layers.Dense(recipe.fc_dim, dtype=dtype, name="fc_shortcut")(x)
     x = layers.Add(dtype=dtype, name="fc_add")([y, shortcut])
     statistics = _posterior(x, recipe.latent_dim)
-    return _network(images, statistics if recipe.first_stage == "vae" else statistics[:1], "encoder", recipe.seed, 1)
+    return seeded(images, statistics if recipe.first_stage == "vae" else statistics[:1], "encoder", recipe.seed, 1)
 
 
 def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
@@ -104,7 +105,7 @@ def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
         recipe: Gives the sizes.
         spectral: Whether every kernel is divided by its spectral norm as it trains (RAE-SN).
     """
-    wrap, dtype = _spectral if spectral else _bare, recipe.precision
+    wrap, dtype = spectrally_normalised if spectral else _bare, recipe.precision
     latents = keras.Input((recipe.latent_dim,), name="latents")
 
     def width(side: int) -> int:
@@ -119,7 +120,7 @@ def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
         x = _scale_block(wrap(up)(x), width(side), recipe, f"scale{side}", recipe.l2_scale, wrap)
     x = wrap(_conv(recipe.channels, recipe, "pixels"))(x)
     x = layers.Activation("sigmoid", dtype="float32", name="images")(x)
-    return _network(latents, x, "decoder", recipe.seed, 1)
+    return seeded(latents, x, "decoder", recipe.seed, 1)
 
 
 def _dense_stack(x: Any, recipe: Recipe) -> Any:
@@ -134,11 +135,11 @@ def latent_encoder(recipe: Recipe) -> keras.Model:
     """Stage 2's encoder: latents [n, latent_dim] -> mean, log_sd, each [n, latent_dim]."""
     latents = keras.Input((recipe.latent_dim,), name="latents")
     posterior = _posterior(_dense_stack(latents, recipe), recipe.latent_dim)
-    return _network(latents, posterior, "encoder", recipe.seed, 2)
+    return seeded(latents, posterior, "encoder", recipe.seed, 2)
 
 
 def latent_decoder(recipe: Recipe) -> keras.Model:
     """Stage 2's decoder: noise [n, latent_dim] -> latents [n, latent_dim]."""
     noise = keras.Input((recipe.latent_dim,), name="noise")
     latents = layers.Dense(recipe.latent_dim, dtype="float32", name="latents")(_dense_stack(noise, recipe))
-    return _network(noise, latents, "decoder", recipe.seed, 2)
+    return seeded(noise, latents, "decoder", recipe.seed, 2)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from training.record.run import Run
-from training.record.stage import Observer, Schedule, first_schedule, second_schedule
+from training.record.stage import Observer, Schedule, first_schedule, second_schedule, setting_of
 from training.types import Record
 
 FEW_STEPS = 1000
@@ -31,7 +31,7 @@ def few_steps(schedule: Schedule, records: Sequence[Record]) -> str:
     steps = schedule.steps * schedule.epochs
     if steps >= FEW_STEPS:
         return ""
-    small = "batch" if schedule.stage == 1 else "batch2"
+    small = setting_of(schedule.stage, "batch")
     return (
         f"{steps:,} steps are few: training counts minibatches, and {FEW_STEPS:,} or more make a model; "
         f"raise {_epochs(schedule)}, or lower {small} ({schedule.size})"
@@ -86,7 +86,7 @@ def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
     fell = 1 - records[-1]["mse"] / records[-1 - len(records) // 4]["mse"]
     if len(records) < 8 or records[-1]["lr"] > schedule.lr / 4 or fell < STILL_FALLING:
         return ""
-    halve = "halve_every" if schedule.stage == 1 else "halve_every2"
+    halve = setting_of(schedule.stage, "halve_every")
     return (
         f"the error still fell by {fell:.0%} in the last quarter, when the rate had been halved already: "
         f"raise {halve} and {_epochs(schedule)}, or give it more --minutes"
@@ -94,11 +94,12 @@ def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
 
 
 def _epochs(schedule: Schedule) -> str:
-    return "epochs" if schedule.stage == 1 else "epochs2"
+    return setting_of(schedule.stage, "epochs")
 
 
 ALONG: tuple[Rule, ...] = (few_steps, few_active, balance_behind, by_heart, slowed_too_soon)
 AT_END: tuple[Rule, ...] = (few_steps, few_active, balance_behind, law_broken, by_heart, slowed_too_soon)
+SHARPENING = 3  # a stage to which no rule applies: its error rises as it should
 SETTLED = 0.5  # share of a stage after which what is odd has had time to mend
 
 
@@ -117,8 +118,9 @@ class Adviser:
 
     def epoch(self, schedule: Schedule, record: Record) -> None:
         self.observer.epoch(schedule, record)
-        if record["epoch"] < SETTLED * schedule.epochs or record["epoch"] == schedule.epochs:
-            return  # at the end everything is said together
+        last = record["epoch"] == schedule.epochs  # at the end everything is said together
+        if schedule.stage == SHARPENING or record["epoch"] < SETTLED * schedule.epochs or last:
+            return
         records = _of(self.run, schedule.stage)
         for rule in ALONG:
             if (schedule.stage, rule) not in self.said and (text := rule(schedule, records)):

@@ -169,7 +169,7 @@ def distances(path: Path, metric: str, curves: dict[str, dict[int, float]]) -> N
 
 def history(path: Path, records: list[Record]) -> None:
     """Plot the terms of the loss, the balance and the latents over the epochs: a row a stage."""
-    stages = [[record for record in records if record["stage"] == stage] for stage in (1, 2)]
+    stages = [[record for record in records if record["stage"] == stage] for stage in (1, 2, 3)]
     rows = [(stage, [panel for name, panel in _PANELS if _has(stage, name)]) for stage in stages if stage]
     columns = max(len(panels) for _, panels in rows)
     with _figure(path, 3.2 * columns, 3.1 * len(rows)) as figure:
@@ -253,6 +253,8 @@ _PANELS: tuple[tuple[str, Callable[[Axes, list[Record]], None]], ...] = (
     ("embedding", _plain("embedding", "|z|² / 2", "Latents' length", "levels off; grows: weight too small")),
     ("penalty", _plain("penalty", "before its weight", "Decoder's penalty", "levels off; grows: weight too small")),
     ("gamma", _gamma),
+    ("matching", _plain("matching", "relative distance", "Critic's features", "pictures and reconstructions: falls")),
+    ("critic", _plain("critic", "hinge loss", "Critic", "2: sees no difference; 0: sees all of it")),
     ("active", _active),
     ("variance_law", _law),
 )

@@ -4,6 +4,7 @@ config.json       the recipe as run, the data's identity, the backend, versions
 stage1.keras      encoder and decoder of stage 1 (plain Keras layers: loads without this package)
 stage2.keras      the same of stage 2
 prior-NAME.keras  an ex-post density: noise -> latents
+sharpened.keras   stage 1's decoder as sharpening left it, if it was sharpened
 snapshots/        stage 1 after every snapshot_every epochs of the recipe
 state/            what going on needs: weights, optimizer, policy, position in the epoch
 history.jsonl     one record an epoch; epochs count from 1
@@ -37,8 +38,8 @@ from training.record.stage import Position
 from training.settings import text
 from training.types import Record
 
-# What may change when a run is gone on with: only upwards; while stage 2 is not begun; at any time.
-_MORE = ("epochs", "epochs2")
+# What may change when a run is gone on with: only upwards; while stage 2, or sharpening, is not begun; at any time.
+_MORE = ("epochs", "epochs2", "epochs3")
 _SECOND = (
     "second_dim",
     "second_depth",
@@ -49,6 +50,16 @@ _SECOND = (
     "halve_every2",
     "balance2",
     "gamma2",
+)
+_THIRD = (
+    "epoch_steps3",
+    "batch3",
+    "lr3",
+    "halve_every3",
+    "critic_dim",
+    "feature_matching",
+    "pixel_matching",
+    "averaging",
 )
 _KEPT = ("priors", "sample_every", "snapshot_every")
 
@@ -155,6 +166,8 @@ class Run(Documents):
             self._reopen(1)
         if wanted.epochs2 > recipe.epochs2:
             self._reopen(2)
+        if wanted.epochs3 > recipe.epochs3:
+            self.network_path(3).unlink(missing_ok=True)
         if wanted != recipe:
             write_json(self.path / "config.json", {**config, "recipe": now})
         return wanted
@@ -164,6 +177,8 @@ class Run(Documents):
         if key in _MORE:
             return bool(now > before)
         if key in _SECOND and not (self._state(2).exists() or self.network_path(2).exists()):
+            return True
+        if key in _THIRD and not self._state(3).exists():
             return True
         return key in _KEPT or (key == "gmm_components" and not self.prior_path("gmm").exists())
 
@@ -179,10 +194,11 @@ class Run(Documents):
             raise RunError(
                 f"{self._state(stage)} is gone, which more epochs take; train into another --out with --from"
             )
+        gone = [self.network_path(3), self._state(3)]  # it was sharpened on samples of the prior
         if stage == 1:
-            gone = [self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)]
-            for path in gone:
-                path.unlink(missing_ok=True)
+            gone += [self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)]
+        for path in gone:
+            path.unlink(missing_ok=True)
         self.network_path(stage).unlink()
 
     def append(self, record: Record, name: str = "history") -> None:
@@ -247,8 +263,8 @@ class Run(Documents):
         return self.path / "state" / f"stage{stage}.npz"
 
     def network_path(self, stage: int) -> Path:
-        """The file of a finished stage's networks."""
-        return self.path / f"stage{stage}.keras"
+        """The file of a finished stage's networks; of stage 3, the decoder that it sharpened."""
+        return self.path / ("sharpened.keras" if stage == 3 else f"stage{stage}.keras")
 
     def prior_path(self, name: str) -> Path:
         """The file of an ex-post density."""
@@ -269,6 +285,24 @@ class Run(Documents):
             RunError: the file is missing or damaged.
         """
         return load_model(self.network_path(stage))
+
+    @property
+    def sharpened(self) -> bool:
+        """Whether stage 1's decoder was sharpened."""
+        return self.network_path(3).exists()
+
+    def decoder(self, plain: bool = False) -> keras.Model:
+        """Return the decoder that makes the run's pictures, latents -> images in [0, 1]: sharpened, if there is one.
+
+        Args:
+            plain: Whether to take stage 1's own in any case.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        if self.sharpened and not plain:
+            return load_model(self.network_path(3))
+        return self.load_networks(1).get_layer("decoder")
 
     @property
     def priors(self) -> tuple[str, ...]:

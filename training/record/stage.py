@@ -16,7 +16,7 @@ class Schedule:
     """How long and how fast a stage trains.
 
     Attributes:
-        stage: 1 or 2.
+        stage: 1 or 2; 3 is sharpening.
         items: Pictures, or latents, in an epoch.
         epochs: How many there are.
         batch: Items a minibatch; all of them if there are fewer.
@@ -24,6 +24,7 @@ class Schedule:
         halve_every: Epochs between two halvings of the learning rate.
         seed: Of the order of the items, and of what is drawn with them.
         epoch_steps: Minibatches in an epoch, which go on in the order of the last; 0 makes it one pass over the items.
+        momentum: Adam's beta_1.
     """
 
     stage: int
@@ -34,6 +35,7 @@ class Schedule:
     halve_every: int
     seed: int
     epoch_steps: int = 0
+    momentum: float = 0.9
 
     @property
     def size(self) -> int:
@@ -65,6 +67,18 @@ def second_schedule(recipe: Recipe, latents: int) -> Schedule:
     """Return the schedule of stage 2 on so many latents."""
     epochs = recipe.epochs2, recipe.batch2 or recipe.batch, recipe.lr2, recipe.halve_every2
     return Schedule(2, latents, *epochs, recipe.seed, recipe.epoch_steps2)
+
+
+def third_schedule(recipe: Recipe, pictures: int) -> Schedule:
+    """Return the schedule of sharpening on so many pictures."""
+    epochs = recipe.epochs3, recipe.batch3 or recipe.batch, recipe.lr3, recipe.halve_every3
+    # Where two networks train against each other, old gradients mislead.
+    return Schedule(3, pictures, *epochs, recipe.seed, recipe.epoch_steps3, momentum=0.5)
+
+
+def setting_of(stage: int, name: str) -> str:
+    """Return the name of a stage's setting: lr, lr2, lr3."""
+    return name if stage == 1 else f"{name}{stage}"
 
 
 @dataclass(frozen=True)

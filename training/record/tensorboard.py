@@ -24,9 +24,9 @@ _POSITION = ("stage", "epoch", "images")  # a record's place, and not a measurem
 class TensorBoardWriter:
     """Writes every epoch's record for TensorBoard, to run.path/tensorboard.
 
-    Scalars go to stage1/NAME and stage2/NAME; the latents' mean posterior variances are a histogram, and stage 1's
-    grids of samples are images. A step is a picture seen, or in stage 2 a latent; stage 2 counts on from where stage 1
-    ended, so that a run is one line in time. Events are in the file when `epoch` returns.
+    Scalars go to stage1/NAME, stage2/NAME and, of sharpening, stage3/NAME; the latents' mean posterior variances are
+    a histogram, and grids of samples are images. A step is a picture seen, or in stage 2 a latent; each stage counts on
+    from where the one before ended, so that a run is one line in time. Events are in the file when `epoch` returns.
 
     The events are a copy of the run's history. The first epoch after a start writes the whole history again, so that
     no step is there twice, however the run was stopped before.
@@ -36,7 +36,7 @@ class TensorBoardWriter:
         self.run = run
         self.folder = run.path / "tensorboard"
         self.writer: EventsWriter | None = None
-        self.first = 0  # the pictures that stage 1 saw, as far as it is written
+        self.seen: dict[int, int] = {}  # by each stage, as far as it is written: pictures, or latents
 
     def __enter__(self) -> TensorBoardWriter:
         return self
@@ -66,9 +66,8 @@ class TensorBoardWriter:
             else:
                 records = [record]
             for each in records:
-                if each["stage"] == 1:
-                    self.first = each["images"]
-                step = each["images"] + (self.first if each["stage"] == 2 else 0)
+                self.seen[each["stage"]] = each["images"]
+                step = sum(seen for stage, seen in self.seen.items() if stage <= each["stage"])
                 for part in self._summaries(each):
                     self._write(summary=part, step=step)
             self.writer.flush()
