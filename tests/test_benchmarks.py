@@ -21,6 +21,7 @@ from tests.conftest import BIN
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 DOCS = FOLDER.parent / "docs"
 LIBRARIES = {"faults", "ledger", "measure", "networks", "runtimes"}  # of soak.py, and of those that measure
+LIBRARIES |= {"protocols", "results_page", "verdicts"}  # of results.py, whose tests are in test_results.py
 
 
 def bench(name: str, *words: object) -> str:
@@ -204,6 +205,11 @@ def test_readmes_table_says_what_was_not_measured(tmp_path: Path) -> None:
         path.write_text(json.dumps(facts))
     bench("render", "--docs", tmp_path, "--readme", tmp_path / "README.md")
     assert "not measured" in (tmp_path / "README.md").read_text()
+
+
+def test_results(tmp_path: Path) -> None:
+    bench("results", "render", "--docs", tmp_path)
+    assert "none was run here" in (tmp_path / "results.md").read_text()
 
 
 @pytest.mark.slow
