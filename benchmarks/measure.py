@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -166,6 +167,26 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load": round(BUSY, 1),
     }
+
+
+def trainer() -> str:
+    """Return what Keras trains on here: the GPU's name, or the processor's."""
+    from training.backend import NVIDIA_DRIVER
+
+    here = machine()
+    processor = f"{here['cores']} cores of an {here['processor']}"
+    if not NVIDIA_DRIVER.exists():
+        return processor
+    # Another process asks, as the backend would keep most of the GPU's memory.
+    words = ["-c", "import training.model, keras; print('gpus', len(keras.distribution.list_devices('gpu')))"]
+    asked = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if "gpus 0" in asked.stdout or asked.returncode:
+        return processor
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "an NVIDIA GPU"
 
 
 def installed() -> dict[str, str]:

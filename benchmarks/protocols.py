@@ -34,7 +34,6 @@ class Protocol:
         extractor: The name of the feature extractor.
         where: What it is made for.
         variables: Of the environment, before the command.
-        options: Of `results.py run`.
         departs: How it departs from the paper's, in a sentence.
     """
 
@@ -47,7 +46,6 @@ class Protocol:
     where: str
     departs: str
     variables: str = ""
-    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +95,8 @@ class Row:
     @property
     def command(self) -> str:
         """The command that makes it."""
-        protocol = self.protocol
-        words = ["python benchmarks/results.py run --data data/", f"--features {protocol.extractor}.onnx"]
-        return " ".join(filter(None, [protocol.variables, *words, f"--only {self.key}", protocol.options]))
+        words = f"run --data data/ --features {self.protocol.extractor}.onnx --only {self.key}"
+        return f"{self.protocol.variables} python benchmarks/results.py {words}".lstrip()
 
     def training(self, data: str, out: str) -> list[str]:
         """Return the words of `train-vae`."""

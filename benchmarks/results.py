@@ -24,11 +24,10 @@ from typing import Any
 
 import click
 from filelock import FileLock, Timeout
-from measure import installed, machine
+from measure import installed, trainer
 from protocols import TOML, Plan, Row, plan
 from results_page import draw, page, read
 
-from training.backend import NVIDIA_DRIVER
 from training.errors import TrainingError
 from training.files import replacing, write_json
 from training.recipe import Recipe
@@ -125,6 +124,7 @@ class Job:
             before = {}
         if before.get("done"):
             return
+        click.echo(f"{self.row.key}: {command}", err=True)
         began, done = time.monotonic(), False
         try:
             self.commands.run(name, [*words, *more])
@@ -185,24 +185,6 @@ def thinned(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [each for at, each in enumerate(history) if at % step == 0 or at == len(history) - 1]
 
 
-def device() -> str:
-    """Return what Keras trains on here: the GPU's name, or the processor's."""
-    here = machine()
-    processor = f"{here['cores']} cores of an {here['processor']}"
-    if not NVIDIA_DRIVER.exists():
-        return processor
-    # Another process asks, as the backend would keep most of the GPU's memory.
-    words = ["-c", "import training.model, keras; print('gpus', len(keras.distribution.list_devices('gpu')))"]
-    asked = subprocess.run([sys.executable, *words], capture_output=True, text=True)
-    if "gpus 0" in asked.stdout or asked.returncode:
-        return processor
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].strip()
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return "an NVIDIA GPU"
-
-
 def chosen(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
     """Return the rows of these names, or of the protocols of these names; all without any."""
     known = {each for row in rows for each in (row.key, row.protocol.name)}
@@ -230,7 +212,13 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--data", required=True, metavar="FOLDER", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--data",
+    metavar="FOLDER",
+    required=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Holds cifar-10-batches-bin/ and celeba64/, the faces at 64x64.",
+)
 @click.option(
     "--features",
     metavar="FILE",
@@ -239,8 +227,10 @@ def main() -> None:
 )
 @click.option("--only", multiple=True, metavar="NAME", help="A row, or a protocol's rows (repeatable).")
 @click.option("--budget", metavar="MINUTES", type=float, help="Begin no row later than this.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/results"), show_default=True)
-@click.option("--steps-per-execution", "steps", metavar="N", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/results"), help="Where the runs are kept.")
+@click.option(
+    "--steps-per-execution", "steps", metavar="N", type=click.IntRange(min=1), default=1, help="Passed to train-vae."
+)
 @docs_option
 @rows_option
 def run(
@@ -257,16 +247,17 @@ def run(
     wanted = chosen(plan(rows).rows, only)
     if features and (others := sorted({row.protocol.extractor for row in wanted} - {features.stem})):
         raise click.UsageError(f"--features takes {others[0]}.onnx, the protocol's. Received: {features}")
-    began, commands, here, failed = time.monotonic(), Commands(), device(), []
+    began, commands, here, failed = time.monotonic(), Commands(), trainer(), []
     work.mkdir(parents=True, exist_ok=True)
-    for row in wanted:
+    files = {row.key: docs / "results" / f"{row.key}.json" for row in wanted}
+    for row in (row for row in wanted if not files[row.key].exists()):
         if budget is not None and time.monotonic() - began >= 60 * budget:
             click.echo(f"{budget:g} minutes are over; the same command goes on with {row.key}", err=True)
             break
         try:
             with FileLock(work / f"{row.key}.lock", timeout=0):
                 job = Job(row, commands, work, here)
-                said = make(job, docs / "results" / f"{row.key}.json", data, features, steps)
+                said = make(job, files[row.key], data, features, steps)
         except Timeout:
             said = f"{row.key}: another process is at it"
         except Stopped:

@@ -19,6 +19,7 @@ from training.recipe import Recipe
 Found = dict[str, dict[str, Any]]  # what was kept of a row, by its key
 
 COLOURS = ("#2a6f97", "#e07a3f", "#3d8b5f", "#8d99a6")
+FIGURES = {"distances": "Distances along training", "balance": "The error, gamma and the active latents along training"}
 SETS = ("REC", "GEN-1", "GEN-2", "GEN-2, scalar", "GEN-2, per-dimension", "Gaussian", "GMM")
 HEAD = """\
 # Results
@@ -85,7 +86,11 @@ def page(plan: Plan, found: Found, figures: Sequence[str]) -> str:
         parts += [f"## {protocol.name}", f"{protocol.departs} Made for {protocol.where}."]
         if runs := grouped(plan, found, protocol):
             parts += _measured(plan, runs, protocol)
-            parts += [f"![{name}](results/{name})" for name in figures if name.startswith(f"{protocol.name}-along")]
+            parts += [
+                f"![{FIGURES[each]}](results/{_file(protocol, each)})"
+                for each in FIGURES
+                if _file(protocol, each) in figures
+            ]
         parts += _missing([row for row in plan.rows if row.protocol == protocol and row.key not in found])
     return "\n\n".join(parts) + "\n"
 
@@ -159,7 +164,8 @@ def _cell(values: Sequence[float | None], form: str) -> str:
 
 
 def _minutes(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds) / 60:.2g}"
+    middle = statistics.median(seconds) / 60
+    return f"{middle:.0f}" if middle >= 10 else f"{middle:.2g}"
 
 
 def _where(runs: Sequence[Run]) -> str:
@@ -183,9 +189,13 @@ def draw(folder: Path, plan: Plan, found: Found) -> list[str]:
         if shown:
             runs = {row.name: found[row.key] for row in shown}
             for what, drawn in (("distances", _distances), ("balance", _balance)):
-                names.append(f"{protocol.name}-along-{what}.png")
+                names.append(_file(protocol, what))
                 drawn(folder / names[-1], runs)
     return names
+
+
+def _file(protocol: Protocol, what: str) -> str:
+    return f"{protocol.name}-along-{what}.png"
 
 
 def _distances(path: Path, runs: Mapping[str, Run]) -> None:
@@ -223,6 +233,7 @@ def _plot(
         for colour, (name, points) in zip(COLOURS, each, strict=False):
             axis.plot(*np.transpose(points), marker="o", markersize=3, color=colour, label=name)
         axis.set(title=title, xlabel="epoch", yscale="log" if title in logarithmic else "linear")
+        axis.locator_params(axis="x", integer=True)
         axis.grid(alpha=0.3)
         if each:
             axis.legend(frameon=False)
