@@ -157,6 +157,13 @@ class Recipe:
     epoch_steps: int = setting(
         0, "training", "steps", "minibatches in an epoch of stage 1; 0 makes it one pass over the pictures", zero=True
     )
+    warm_up: int = setting(
+        0,
+        "training",
+        "steps",
+        "over which lr rises from nothing: a rate that is high for the first steps can make the KL divergence explode",
+        zero=True,
+    )
     lr: float = setting(1e-4, "training", "", "learning rate of stage 1 (Adam)")
     halve_every: int = setting(250, "training", "epochs", "between two halvings of lr")
     batch2: int = setting(

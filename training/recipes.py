@@ -47,6 +47,7 @@ def faces() -> Recipe:
         second_dim=1024,
         batch=200,
         epochs=150,
+        warm_up=200,
         lr=4e-4,
         halve_every=24,
         epochs2=140,

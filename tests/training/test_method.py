@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from training.model import networks
 from training.model.autoencoder import VAE
 from training.model.balance import Annealed, Computed, Fixed, Learned, policy
-from training.model.build import image_autoencoder, in_units_of, latent_vae
+from training.model.build import image_autoencoder, in_units_of, latent_vae, plain_images
 from training.model.latents import Posteriors
+from training.model.spectral import SpectrallyNormalised
 from training.model.tangent import along
 from training.recipe import BALANCES, FIRST_STAGES, Recipe
 from training.recipes import recipe
@@ -255,7 +256,7 @@ def test_a_network_is_a_function_of_its_recipe_alone() -> None:
     assert not np.array_equal(other.decoder.get_weights()[0], one[0].decoder.get_weights()[0])
     heads = {"images", "mean", "latents"}
     computed = {
-        layer.name: layer.compute_dtype
+        layer.name: getattr(layer, "layer", layer).compute_dtype  # of what is spectrally normalised
         for network in (one[0].encoder, one[0].decoder)
         for layer in network.layers
         if not isinstance(layer, keras.layers.InputLayer)
@@ -267,15 +268,35 @@ def test_a_network_is_a_function_of_its_recipe_alone() -> None:
 
 
 def test_spectral_normalisation_holds_every_kernel_at_norm_one() -> None:
-    model = image_autoencoder(recipe("smoke").set(["first_stage=rae-sn", "lr=0.05"]))
+    """In what is kept, too: and what is kept makes the same pictures."""
+    chosen = recipe("smoke").set(["first_stage=rae-sn", "lr=0.05"])
+    model = image_autoencoder(chosen)
     model.compile(optimizer=keras.optimizers.Adam(1e-3), jit_compile=False)
     x = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
     model.fit(x, batch_size=16, epochs=10, shuffle=False, verbose=0)
-    wrapped = [layer for layer in model.decoder.layers if isinstance(layer, keras.layers.SpectralNormalization)]
-    assert len(wrapped) == 1 + 3 * (1 + 2) + 1  # stem, three scales of up and two convolutions, pixels
-    for layer in wrapped:
-        kernel = layer.layer.get_weights()[0]
+    kept = plain_images(model, chosen).get_layer("decoder")
+    kernels = [layer.get_weights()[0] for layer in kept.layers if hasattr(layer, "kernel")]
+    assert len(kernels) == 1 + 3 * (1 + 2) + 1  # stem, three scales of up and two convolutions, pixels
+    latents = np.random.default_rng(1).standard_normal((4, 8), np.float32)
+    np.testing.assert_allclose(kept(latents, training=False), model.decoder(latents, training=False), atol=1e-5)
+    for kernel in kernels:
         assert np.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), 2) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Dense(5), keras.layers.Conv2D(5, 3, padding="same")])
+def test_a_divided_kernel_is_the_same_in_training_and_after_it(layer: keras.layers.Layer) -> None:
+    """And the kernel itself is only the optimizer's to change, as it has to be on JAX."""
+    divided = SpectrallyNormalised(layer)
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 3)).astype(np.float32)
+    divided(x)
+    before = layer.kernel.numpy()
+    for _ in range(30):
+        trained = divided(x, training=True)
+    assert np.array_equal(before, layer.kernel.numpy())
+    np.testing.assert_allclose(divided(x, training=False), trained, rtol=1e-4, atol=1e-5)
+    largest = np.linalg.norm(before.reshape(-1, 5), 2)
+    layer.kernel.assign(before / largest)
+    np.testing.assert_allclose(layer(x), trained, rtol=1e-3, atol=1e-4)
 
 
 def test_a_second_stage_over_standardised_latents_is_one_over_latents() -> None:

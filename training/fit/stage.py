@@ -58,11 +58,8 @@ def train_stage(
         RunError: the saved state does not fit.
     """
     size, steps = schedule.size, schedule.steps
-    rate = keras.optimizers.schedules.ExponentialDecay(
-        schedule.lr, decay_steps=schedule.halve_every * steps, decay_rate=0.5, staircase=True
-    )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate, beta_1=schedule.momentum),
+        optimizer=keras.optimizers.Adam(_Rate(schedule), beta_1=schedule.momentum),
         jit_compile=xla(),
         steps_per_execution=min(execution.steps_per_execution, steps),
     )
@@ -107,6 +104,22 @@ def train_stage(
                 saved = time.monotonic()
             if stop.signal is not None:
                 raise Stopped(stop.signal)
+
+
+class _Rate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras ships no types
+    """A schedule's learning rate at each minibatch."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.halved = keras.optimizers.schedules.ExponentialDecay(
+            schedule.lr, decay_steps=schedule.halve_every * schedule.steps, decay_rate=0.5, staircase=True
+        )
+        self.warm_up = schedule.warm_up
+
+    def __call__(self, step: Any) -> Any:
+        rate = self.halved(step)
+        if not self.warm_up:
+            return rate
+        return rate * keras.ops.minimum((keras.ops.cast(step, "float32") + 1) / self.warm_up, 1.0)
 
 
 def _traced(steps: int) -> list[int]:

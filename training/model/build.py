@@ -12,6 +12,7 @@ from training.model.autoencoder import RAE, VAE, Autoencoder, Options
 from training.model.balance import policy
 from training.model.normalise import Normalisation
 from training.model.sharpen import Sharpener, critic_network
+from training.model.spectral import SpectrallyNormalised
 from training.recipe import Recipe
 from training.types import Float32Array
 
@@ -81,7 +82,8 @@ def plain_images(model: Autoencoder, recipe: Recipe) -> keras.Model:
     for ours, theirs in ((like.encoder, model.encoder), (like.decoder, model.decoder)):
         for layer in ours.layers:
             trained = theirs.get_layer(layer.name)
-            layer.set_weights(getattr(trained, "layer", trained).get_weights())
+            divided = isinstance(trained, SpectrallyNormalised)
+            layer.set_weights(trained.plain_weights() if divided else trained.get_weights())
     return plain(like.encoder, like.decoder)
 
 

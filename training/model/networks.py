@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
+from training.model.spectral import SpectrallyNormalised
 from training.recipe import Recipe
 
 WIDEST = 1024  # the decoder's channels double with every halving of the side, up to this
@@ -24,11 +25,6 @@ Wrap = Callable[[layers.Layer], layers.Layer]
 
 def _bare(layer: layers.Layer) -> layers.Layer:
     return layer
-
-
-def spectrally_normalised(layer: layers.Layer) -> layers.Layer:
-    """Return a layer whose kernel is divided by its spectral norm as it trains."""
-    return layers.SpectralNormalization(layer, name=layer.name, dtype=layer.dtype_policy)
 
 
 def seeded(inputs: Any, outputs: Any, name: str, *seed: int) -> keras.Model:
@@ -105,7 +101,7 @@ def image_decoder(recipe: Recipe, spectral: bool = False) -> keras.Model:
         recipe: Gives the sizes.
         spectral: Whether every kernel is divided by its spectral norm as it trains (RAE-SN).
     """
-    wrap, dtype = spectrally_normalised if spectral else _bare, recipe.precision
+    wrap, dtype = SpectrallyNormalised if spectral else _bare, recipe.precision
     latents = keras.Input((recipe.latent_dim,), name="latents")
 
     def width(side: int) -> int:

@@ -16,15 +16,17 @@ What is kept is the average of the decoder's weights over the last steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import keras
 from keras import layers, ops
 
 from training.model.autoencoder import Autoencoder, Options
-from training.model.networks import seeded, spectrally_normalised
+from training.model.networks import seeded
 from training.model.normalise import Normalisation
 from training.model.replicas import normal_like
+from training.model.spectral import SpectrallyNormalised
 from training.recipe import Recipe
 
 LEAST_SIDE = 4  # of the critic's last features
@@ -40,7 +42,7 @@ def critic_network(recipe: Recipe) -> keras.Model:
     width, dtype, side = recipe.critic_dim, recipe.precision, recipe.side
 
     def conv(x: Any, channels: int, size: int, name: str) -> Any:
-        return spectrally_normalised(layers.Conv2D(channels, size, padding="same", dtype=dtype, name=name))(x)
+        return SpectrallyNormalised(layers.Conv2D(channels, size, padding="same", dtype=dtype, name=name))(x)
 
     def rectified(x: Any, name: str) -> Any:
         return layers.LeakyReLU(0.2, dtype=dtype, name=name)(x)
@@ -58,7 +60,7 @@ def critic_network(recipe: Recipe) -> keras.Model:
         side, width = side // 2, min(2 * width, 8 * recipe.critic_dim)
     x = conv(rectified(x, "relu"), width, 3, "conv")
     x = layers.Flatten(dtype=dtype, name="flat")(rectified(x, "relu_last"))
-    scores = spectrally_normalised(layers.Dense(1, dtype="float32", name="score"))(x)
+    scores = SpectrallyNormalised(layers.Dense(1, dtype="float32", name="score"))(x)
     return seeded(images, [scores, *features], "critic", recipe.seed, 3)
 
 
@@ -134,7 +136,7 @@ class Sharpener(Autoencoder):
         ) / len(seen)
         mse = ops.mean(ops.square(x - decoded))
         if training:
-            self.average.update(self.decoder.trainable_variables)
+            self.average.update()
         loss = critic + adversarial + self.feature_matching * matching + self.pixel_matching * mse / self.error
         return loss, [mse, matching, adversarial, critic]
 
@@ -142,8 +144,7 @@ class Sharpener(Autoencoder):
         """Return what the critic makes of images, with no gradient for its weights."""
         weights = [ops.stop_gradient(each) for each in self.critic.trainable_variables]
         others = [ops.convert_to_tensor(each) for each in self.critic.non_trainable_variables]
-        # In training, as only then are the kernels divided by their norms; what that changes is dropped.
-        outputs, _ = self.critic.stateless_call(weights, others, images, training=True)
+        outputs, _ = self.critic.stateless_call(weights, others, images, training=False)
         return list(outputs)
 
     def keep(self, decoder: keras.Model) -> None:
@@ -164,6 +165,7 @@ class _Average(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type
     def __init__(self, variables: list[Any], keep: float) -> None:
         super().__init__(trainable=False)
         self.share = keep
+        self._variables: Callable[[], list[Any]] = lambda: variables  # a list would be taken for weights of this layer
         self.values = [
             self.add_weight(name=f"average_{index}", shape=each.shape, initializer="zeros", trainable=False)
             for index, each in enumerate(variables)
@@ -172,9 +174,9 @@ class _Average(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type
             value.assign(ops.convert_to_numpy(each))  # a copy: JAX gives the buffers of both away, each once
         self.built = True
 
-    def update(self, variables: list[Any]) -> None:
+    def update(self) -> None:
         """Move the average towards the variables, by a step."""
-        for value, each in zip(self.values, variables, strict=True):
+        for value, each in zip(self.values, self._variables(), strict=True):
             value.assign(self.share * value + (1 - self.share) * ops.stop_gradient(each))
 
 

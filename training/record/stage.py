@@ -24,6 +24,7 @@ class Schedule:
         halve_every: Epochs between two halvings of the learning rate.
         seed: Of the order of the items, and of what is drawn with them.
         epoch_steps: Minibatches in an epoch, which go on in the order of the last; 0 makes it one pass over the items.
+        warm_up: Minibatches over which the learning rate rises, linearly.
         momentum: Adam's beta_1.
     """
 
@@ -35,6 +36,7 @@ class Schedule:
     halve_every: int
     seed: int
     epoch_steps: int = 0
+    warm_up: int = 0
     momentum: float = 0.9
 
     @property
@@ -53,14 +55,14 @@ class Schedule:
         return self.steps * self.size
 
     def rate(self, epoch: int) -> float:
-        """Return an epoch's learning rate; epochs count from 0."""
+        """Return an epoch's learning rate, without warm-up; epochs count from 0."""
         return float(self.lr * 0.5 ** (epoch // self.halve_every))
 
 
 def first_schedule(recipe: Recipe, pictures: int) -> Schedule:
     """Return the schedule of stage 1 on so many pictures."""
     epochs = recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every
-    return Schedule(1, pictures, *epochs, recipe.seed, recipe.epoch_steps)
+    return Schedule(1, pictures, *epochs, recipe.seed, recipe.epoch_steps, recipe.warm_up)
 
 
 def second_schedule(recipe: Recipe, latents: int) -> Schedule:
