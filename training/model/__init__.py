@@ -1,4 +1,4 @@
-"""The paper and nothing else: networks, the balance, the losses, the priors, latent normalisation."""
+"""The paper: networks, the balance, the losses, the priors, latent normalisation. Sharpening is ours."""
 
 from training.backend import set_defaults
 
