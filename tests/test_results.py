@@ -198,7 +198,7 @@ def told(*words: object, code: int) -> str:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ('"batch2=500"', '"batch3=500"', ["cifar10-short-computed-0", "did you mean batch?"]),
+        ('"batch2=500"', '"batches2=500"', ["cifar10-short-computed-0", "did you mean batch2?"]),
         ('name = "learned"', 'name = "computed"', ["Received twice: celeba64-computed-0"]),
         ('split = "test"', 'part = "test"', ["a protocol takes", "part, split"]),
         ("snapshots = true", "snapshot = true", ["a row takes", "snapshot"]),

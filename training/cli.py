@@ -298,9 +298,10 @@ def _say_how_it_went(run: Run, say: Callable[[str], None]) -> None:
         say(line)
     known = run.diagnostics
     prior = run.default_prior
+    sheet = "sharpened" if run.sharpened else prior
     say(
         f"error {known['error']:.2f} and diversity {known['diversity'][prior]:.2f} of the pictures' variance; look at "
-        f"{run.path / 'samples' / f'{prior}.png'}"
+        f"{run.path / 'samples' / f'{sheet}.png'}"
     )
     wrong = collapse(run)
     what = f"trained, but {wrong}" if wrong else "trained"

@@ -126,14 +126,11 @@ class Sharpener(Autoencoder):
         critic = ops.mean(ops.relu(1 - scores[:count])) + ops.mean(ops.relu(1 + scores[count:]))
         scores, *seen = self._constant_critic(fake)
         adversarial = -ops.mean(scores)
-        matching = sum(
-            ops.mean(ops.abs(ours[:count] - theirs)) / (ops.mean(ops.abs(theirs)) + 1e-6)
-            for ours, theirs in zip(
-                [ops.cast(each, "float32") for each in seen],
-                [ops.cast(ops.stop_gradient(each[:count]), "float32") for each in features],
-                strict=True,
-            )
-        ) / len(seen)
+        distances = [
+            _distance(ours[:count], ops.stop_gradient(theirs[:count]))
+            for ours, theirs in zip(seen, features, strict=True)
+        ]
+        matching = sum(distances) / len(distances)
         mse = ops.mean(ops.square(x - decoded))
         if training:
             self.average.update()
@@ -153,6 +150,12 @@ class Sharpener(Autoencoder):
             layer.set_weights(self.decoder.get_layer(layer.name).get_weights())
         for variable, average in zip(decoder.trainable_variables, self.average.values, strict=True):
             variable.assign(average)
+
+
+def _distance(features: Any, wanted: Any) -> Any:
+    """Return the mean absolute difference, over the mean absolute value of what is wanted."""
+    features, wanted = ops.cast(features, "float32"), ops.cast(wanted, "float32")
+    return ops.mean(ops.abs(features - wanted)) / (ops.mean(ops.abs(wanted)) + 1e-6)
 
 
 class _Average(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
