@@ -236,7 +236,7 @@ def export(
             prior = prior_of(source, prior)
             if prior != "second-stage":
                 refuse(("normalise",), f"is for second-stage samples, and these are from the prior {prior}")
-            exportable = from_run(source, name, prior, normalise, with_latents, plain, say, **card_fields)
+            exportable = from_run(source, name, prior, normalise, with_latents, say, plain=plain, **card_fields)
         else:
             exportable = from_bundle(source, name, **card_fields)
         limits = Limits(limit_mean, limit_fd, count, features, reference)

@@ -66,9 +66,9 @@ def from_run(
     prior: str | None = None,
     normalise: str = "scalar",
     with_latents: bool = False,
-    plain: bool = False,
     say: Callable[[str], None] = lambda line: None,
     *,
+    plain: bool = False,
     dataset: str = "",
     licence: str = "",
     notes: str = "",
@@ -81,8 +81,8 @@ def from_run(
         prior: One of the run's priors; None means the first of BEST_FIRST that it has.
         normalise: Latent normalisation of second-stage samples, as `chain.build` takes it.
         with_latents: Whether latents come out beside images.
-        plain: Whether to leave sharpening out.
         say: Takes a line about measurements that the card leaves out.
+        plain: Whether to leave sharpening out.
         dataset: For the card: what the model was trained on.
         licence: For the card: under what terms the model may be used.
         notes: For the card: anything a user should know.
@@ -102,7 +102,7 @@ def from_run(
     from export.convert import convert
 
     chain, normalisation = build(run, prior, normalise, with_latents=with_latents, plain=plain)
-    sharpened = run.sharpened and not plain
+    sharpened = bool(recipe.epochs3) and not plain
     if not sharpened:
         recipe = dataclasses.replace(recipe, epochs3=0)
     card = Card(

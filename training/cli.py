@@ -292,15 +292,14 @@ def _train(resolved: Recipe, splits: Splits, out: Path, start: Path | None, exec
 
 def _say_how_it_went(run: Run, say: Callable[[str], None]) -> None:
     """Say what the run's records advise, and then that it is trained - or that its pictures are of no use."""
-    from training.record.advice import at_end, collapse
+    from training.record.advice import at_end, collapse, outcome
 
     for line in at_end(run):
         say(line)
-    known = run.diagnostics
-    prior = run.default_prior
-    sheet = "sharpened" if run.sharpened else prior
+    error, diversity = outcome(run)
+    sheet = "sharpened" if run.sharpened else run.default_prior
     say(
-        f"error {known['error']:.2f} and diversity {known['diversity'][prior]:.2f} of the pictures' variance; look at "
+        f"error {error:.2f} and diversity {diversity:.2f} of the pictures' variance; look at "
         f"{run.path / 'samples' / f'{sheet}.png'}"
     )
     wrong = collapse(run)

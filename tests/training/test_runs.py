@@ -232,21 +232,20 @@ def test_snapshots_are_kept_where_the_recipe_asks(pictures: Path, tmp_path: Path
 
 
 def test_the_rate_rises_from_nothing(pictures: Path, tmp_path: Path) -> None:
-    """Warmed up for long, the first epochs hardly move a weight; warmed up for a step, they move as without."""
+    """Warmed up for long, the first epoch hardly moves a weight; warmed up for a step, it does."""
     from training.model.build import image_autoencoder
     from training.recipes import recipe
 
-    words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--set", "priors=gaussian")
+    words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--set", "priors=gaussian", "--set", "epochs=1")
     kernels = {}
-    for steps in (0, 1, 10**9):
+    for steps in (1, 10**9):
         out = tmp_path / str(steps)
         result = inside(*words, "--set", f"warm_up={steps}", "--out", out)
         assert result.returncode == 0, result.stderr
         (kernels[steps],) = (each for each in contents_by_name(out / "stage1.keras") if each[0] == "stem")
     (start,) = (layer.get_weights()[0] for layer in image_autoencoder(recipe("smoke")).encoder.layers[1:2])
     moved = {steps: np.abs(kernel - start).max() for steps, (_, kernel) in kernels.items()}
-    assert moved[10**9] < 1e-7 < 1e-4 < moved[0]
-    assert np.array_equal(kernels[0][1], kernels[1][1])
+    assert moved[10**9] < 1e-7 < 1e-4 < moved[1]
 
 
 def contents_by_name(model: Path) -> list[tuple[str, np.ndarray]]:
@@ -259,11 +258,11 @@ def contents_by_name(model: Path) -> list[tuple[str, np.ndarray]]:
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_train_the_same_recipe(backend: str, pictures: Path, tmp_path: Path) -> None:
-    """A RAE-GP, whose derivatives are ours, a VAE over its latents, and a critic; no other backend goes on with it."""
+    """A RAE-GP, whose derivatives are ours, and a critic of it; and no other backend goes on with it."""
     if find_spec(backend) is None:
         pytest.skip(f"needs {backend}, which is not installed")
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
-    words += ("--set", "first_stage=rae-gp", "--set", "epochs3=1", "--set", "critic_dim=2")
+    words += ("--set", "first_stage=rae-gp", "--set", "priors=gaussian", "--set", "epochs3=1", "--set", "critic_dim=2")
     result = command(*words, KERAS_BACKEND=backend, XLA_FLAGS="--xla_backend_optimization_level=0")  # quick to compile
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["backend"] == backend

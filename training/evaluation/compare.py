@@ -121,6 +121,8 @@ def _pick(column: Column, runs: dict[str, Measured]) -> dict[str, Record]:
     for name, run in runs.items():
         records = [each for each in run.records if "epoch" not in each and _column(each) == column]
         if records:
+            # Of the latents, measured with either decoder, the record of stage 1's own comes last and is kept.
+            records.sort(key=lambda record: "decoder" not in record)
             found[name] = {json.dumps(_protocol(record), sort_keys=True): record for record in records}
     (first, theirs), *others = found.items()
     shared = [key for key in theirs if all(key in records for _, records in others)]

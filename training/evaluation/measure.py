@@ -17,7 +17,7 @@ from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
 from training.files import write_json
 from training.record.progress import reading
-from training.record.run import Run
+from training.record.run import MEASURING, Run
 from training.types import Record
 
 # Two records are the same measurement if these are equal; all else in them is the result.
@@ -34,8 +34,6 @@ PROTOCOL = (
     "reference",
     "extractor",
 )
-
-LOCK = "measuring"  # the lock that is held while measurements are written
 
 
 def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Measured:
@@ -72,7 +70,7 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         if run:
             keep(run, record)
     if run and plan.snapshots:
-        with run.locked(LOCK):
+        with run.locked(MEASURING):
             say(f"drew {figure2(run, records)}")
     return Measured(subject.name, subject.recipe, records)
 
@@ -85,7 +83,7 @@ def keep(run: Run, record: Record) -> None:
     Raises:
         RunError: metrics.json cannot be read.
     """
-    with run.locked(LOCK):
+    with run.locked(MEASURING):
         others = [each for each in run.metrics if _protocol(each) != _protocol(record)]
         write_json(run.path / "metrics.json", [*others, record])
 

@@ -40,5 +40,5 @@ def figure2(run: Run, records: list[Record]) -> Path:
 
 def _curve(run: Run, records: list[Record], name: str) -> dict[int, float]:
     """Return a set's distances by epoch."""
-    ours = (record for record in records if record.get("set") == name)
+    ours = (record for record in records if record.get("set") == name and "decoder" not in record)
     return dict(sorted((record.get("epoch", run.recipe.epochs), record["value"]) for record in ours))

@@ -21,6 +21,11 @@ from training.types import Record
 SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm": "GMM"}
 
 
+def _made_by(recipe: Record) -> dict[str, str]:
+    """Return what distinguishes the records of a sharpened decoder from those of stage 1's own."""
+    return {"decoder": "sharpened"} if recipe.get("epochs3") else {}
+
+
 class RunSubject:
     """A finished run. The constructor checks that it has all that the plan asks for, before any long work.
 
@@ -40,8 +45,7 @@ class RunSubject:
         self.pictures = run.recipe
         self.recipe: dict[str, Any] = run.recipe.to_dict()
         self.first = FirstStage(run.load_networks(1), run.decoder(plan.plain))
-        # What distinguishes a record of a sharpened decoder from one of stage 1's own.
-        self.made_by = {"decoder": "sharpened"} if run.sharpened and not plan.plain else {}
+        self.made_by = {} if plan.plain else _made_by(self.recipe)
         names = self._priors()
         if plan.modes and names == ("normal",):
             raise RunError("--normalise is for fitted priors, and only the normal one is measured; leave it out")
@@ -73,7 +77,12 @@ class RunSubject:
         tally = Tally()
         yield self._reconstructions(evaluator, self.first, tally, **self.made_by)
         reference = evaluator.reference
-        yield {"metric": "latents", **tally.summary(), "count": len(reference), "reference": reference.card}
+        yield {
+            "metric": "latents",
+            **tally.summary(),
+            "count": len(reference),
+            "reference": reference.card,
+        } | self.made_by
         for sampler, modes in self.sampled:
             for mode in modes:
                 yield self._samples(evaluator, self.first, sampler, mode, **self.made_by)
@@ -123,4 +132,5 @@ class BundleSubject:
         plan, prior = self.plan, self.card.prior
         pictures = (images for _, images in self.engine.stream(plan.seed, 0, plan.count))
         mode = self.card.normalisation["mode"]
-        yield evaluator(pictures, plan.count, SETS.get(prior, prior), prior=prior, normalisation=mode)
+        made_by = _made_by(self.recipe)
+        yield evaluator(pictures, plan.count, SETS.get(prior, prior), prior=prior, normalisation=mode, **made_by)

@@ -23,7 +23,7 @@ from training.model.autoencoder import Autoencoder, xla
 from training.model.build import image_autoencoder, latent_vae
 from training.model.latents import Posteriors
 from training.recipe import Recipe
-from training.record.stage import Schedule, first_schedule, second_schedule
+from training.record.stage import Schedule, first_schedule, second_schedule, third_schedule
 from training.types import IndexArray, UInt8Array
 
 EPOCHS = 60  # pieces that each stage's steps are counted in; the rate is halved after each third of them
@@ -81,6 +81,9 @@ class Plan:
             f"  about {self.memory / 1e9:.1f} GB of memory; with starting and drawing "
             f"{(sum(self.seconds) + OVERHEAD) / 60:.1f} min from now",
         ]
+        if recipe.epochs3:
+            third = third_schedule(recipe, self.pictures)
+            lines.append(f"  sharpening comes on top: {third.steps * third.epochs:,} steps of {third.size}, not timed")
         return "\n".join(line for line in lines if self.weights[1] or not line.startswith("  stage 2"))
 
 

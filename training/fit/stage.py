@@ -144,7 +144,7 @@ class _Piece(keras.callbacks.Callback):  # type: ignore[misc]  # Keras ships no 
         self.steps = min(batch + 1, self.params["steps"])
         images = (self.at.step + self.steps) * self.size
         self.observer.step(self.schedule, self.at.epoch, images, logs or {})
-        if devices.workers() > 1:
+        if devices.workers() > 1 and self.schedule.stage == 1:
             return  # all machines must end a piece at the same minibatch, or they wait for each other forever
         now = time.monotonic()
         diverged = False

@@ -167,27 +167,38 @@ def train_two_stages(
         else:
             draws = latents.batch(np.arange(len(latents)), np.random.default_rng(recipe.seed))
             save_model(run.prior_path(name), priors.fit(name, draws, recipe.gmm_components, recipe.seed))
-    if recipe.epochs3 and not run.sharpened:
-        _sharpen(recipe, splits, first, facts["error"] * facts["pixel_variance"], run, observer, stop, execution)
     for name in run.priors:
         prior = run.prior(name)
         (drawn,) = infer(first.get_layer("decoder"), infer(prior, noise(recipe, prior.input_shape[-1], SAMPLES))[0])
         facts["diversity"][name] = variance(drawn) / facts["pixel_variance"]
         grids.grid(run.path / "samples" / f"{name}.png", grids.to_uint8(drawn[:GRID]))
     write_json(run.path / "diagnostics.json", facts)
-    if run.sharpened:
-        (drawn,) = infer(run.decoder(), _grid_latents(recipe, run, facts))
-        grids.grid(run.path / "samples" / "sharpened.png", grids.to_uint8(drawn))
+    if recipe.epochs3:
+        samples = Samples(recipe, run, facts)
+        if not run.sharpened:
+            _sharpen(recipe, splits, first, samples, run, observer, stop, execution)
+        decoder = run.decoder()
+        (drawn,) = infer(decoder, samples(SAMPLES))
+        grids.grid(run.path / "samples" / "sharpened.png", grids.to_uint8(drawn[:GRID]))
+        error = _against_data(first, pictures, decoder)["error"]
+        facts["sharpened"] = {"error": error, "diversity": variance(drawn) / facts["pixel_variance"]}
+        write_json(run.path / "diagnostics.json", facts)
     grids.draw(run, first, splits)
 
 
-def _against_data(networks: keras.Model, pictures: Dataset) -> Record:
-    """Return the pictures' variance, and the reconstructions' error in units of it: 1 for the average picture."""
+def _against_data(networks: keras.Model, pictures: Dataset, decoder: keras.Model | None = None) -> Record:
+    """Return the pictures' variance, and the reconstructions' error in units of it: 1 for the average picture.
+
+    They are decoded by the networks' own decoder, or by another.
+    """
     count = len(pictures)
     some = pictures.rows(np.linspace(0, count - 1, min(count, MEASURED)).astype(np.intp)).astype(np.float32)
     some /= np.float32(IMAGE_SCALE)
     spread = max(variance(some), 1e-9)
-    error = float(np.mean(np.square(some - infer(networks, some)[0])))
+    decoded, latents = infer(networks, some)[:2]
+    if decoder:
+        (decoded,) = infer(decoder, latents)
+    error = float(np.mean(np.square(some - decoded)))
     return {"pixel_variance": spread, "error": error / spread}
 
 
@@ -200,35 +211,44 @@ def _sharpen(
     recipe: Recipe,
     splits: Splits,
     first: keras.Model,
-    error: float,
+    samples: Samples,
     run: Run,
     observer: Observer,
     stop: StopRequest,
     execution: Execution,
 ) -> None:
     known = run.diagnostics
+    error = known["error"] * known["pixel_variance"]
+    model = sharpener(recipe, first, samples.prior, samples.normalisation, error)
+    album = _Album(model, recipe, run, observer, samples(GRID))
     schedule = third_schedule(recipe, len(splits.train))
-    model = sharpener(recipe, first, run.prior(run.default_prior), _normalisation(recipe, run, known), error)
-    album = _Album(model, recipe, run, observer, _grid_latents(recipe, run, known))
     train_stage(model, splits.train, schedule, run, album, stop, execution, splits.validation)
     decoder = image_decoder(recipe)
     model.keep(decoder)
     save_model(run.network_path(3), decoder)
 
 
-def _normalisation(recipe: Recipe, run: Run, known: Record) -> Normalisation:
-    """Return what brings samples of the run's prior to the latents' variance, as in an exported chain."""
-    size = recipe.latent_dim
-    if run.default_prior != "second-stage":
-        return Normalisation("none", np.ones(size, np.float32), np.zeros(size, np.float32), 0)
-    (latents,) = infer(run.prior("second-stage"), noise(recipe, size, DRAWS))
-    return fit("scalar", latents, known["aggregate_mean"], known["aggregate_variance"])
+class Samples:
+    """Latents of a run's default prior, with the latents' variance, as in an exported chain.
 
+    Args:
+        recipe: The run's.
+        run: With its priors.
+        known: Its diagnostics.
+    """
 
-def _grid_latents(recipe: Recipe, run: Run, known: Record) -> Float32Array:
-    prior, normalisation = run.prior(run.default_prior), _normalisation(recipe, run, known)
-    (latents,) = infer(prior, noise(recipe, prior.input_shape[-1], GRID))
-    return latents * normalisation.scale + normalisation.shift
+    def __init__(self, recipe: Recipe, run: Run, known: Record) -> None:
+        self.recipe, self.prior = recipe, run.prior(run.default_prior)
+        size = recipe.latent_dim
+        self.normalisation = Normalisation("none", np.ones(size, np.float32), np.zeros(size, np.float32), 0)
+        if run.default_prior == "second-stage":
+            (latents,) = infer(self.prior, noise(recipe, size, DRAWS))
+            self.normalisation = fit("scalar", latents, known["aggregate_mean"], known["aggregate_variance"])
+
+    def __call__(self, count: int) -> Float32Array:
+        """Return latents [count, latent_dim], the same each time."""
+        (latents,) = infer(self.prior, noise(self.recipe, self.prior.input_shape[-1], count))
+        return latents * self.normalisation.scale + self.normalisation.shift
 
 
 def _train_second_stage(

@@ -159,7 +159,7 @@ def _distance(features: Any, wanted: Any) -> Any:
 
 
 class _Average(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
-    """The exponential average of variables over training steps.
+    """The exponential average of variables over training steps; it forgets what they began with within a few.
 
     Keras' optimizers average too, but put the average in the weights' place whenever `fit` returns, which here is at
     the end of any piece of an epoch.
@@ -175,12 +175,15 @@ class _Average(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no type
         ]
         for value, each in zip(self.values, variables, strict=True):
             value.assign(ops.convert_to_numpy(each))  # a copy: JAX gives the buffers of both away, each once
+        self.steps = self.add_weight(name="steps", shape=(), initializer="zeros", trainable=False)
         self.built = True
 
     def update(self) -> None:
         """Move the average towards the variables, by a step."""
+        share = ops.minimum(self.share, (1 + self.steps) / (10 + self.steps))
         for value, each in zip(self.values, self._variables(), strict=True):
-            value.assign(self.share * value + (1 - self.share) * ops.stop_gradient(each))
+            value.assign(share * value + (1 - share) * ops.stop_gradient(each))
+        self.steps.assign(self.steps + 1)
 
 
 class _Change:

@@ -18,7 +18,8 @@ class SpectrallyNormalised(layers.Layer):  # type: ignore[misc]  # Keras ships n
     optimizer alone, the kernel outside of training would be another than in it.
 
     Args:
-        layer: A layer with a kernel of which the last axis is the output.
+        layer: A layer with a kernel. The norm is that of the matrix whose columns are the kernel's last axis: outputs,
+            or a transposed convolution's inputs.
     """
 
     def __init__(self, layer: layers.Layer) -> None:

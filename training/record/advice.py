@@ -138,17 +138,28 @@ def at_end(run: Run) -> Iterator[str]:
 
 def collapse(run: Run) -> str:
     """Say in which way a finished run's pictures are all alike, or all blurred; "" where they are not."""
-    known = run.diagnostics
     name = run.default_prior
-    if known["error"] > BLURRED:
-        much = "little" if known["error"] < 1 else "no"
+    error, diversity = outcome(run)
+    if error > BLURRED:
+        much = "little" if error < 1 else "no"
         return (
-            f"reconstructions are {much} better than the average picture (error {known['error']:.2f} of the pictures' "
+            f"reconstructions are {much} better than the average picture (error {error:.2f} of the pictures' "
             "variance, where .45 is recognisable)"
         )
-    if known["diversity"][name] < ALIKE:
-        return f"samples of prior {name} are nearly alike ({known['diversity'][name]:.2f} of the pictures' variance)"
+    if diversity < ALIKE:
+        return f"samples of prior {name} are nearly alike ({diversity:.2f} of the pictures' variance)"
     return ""
+
+
+def outcome(run: Run) -> tuple[float, float]:
+    """Return the error of a finished run's reconstructions, and the diversity of its default prior's samples.
+
+    Both are in units of the pictures' variance, and of the decoder that is exported.
+    """
+    known = run.diagnostics
+    if run.sharpened:
+        return known["sharpened"]["error"], known["sharpened"]["diversity"]
+    return known["error"], known["diversity"][run.default_prior]
 
 
 def _of(run: Run, stage: int) -> list[Record]:

@@ -200,8 +200,10 @@ def _error(axis: Axes, stage: list[Record]) -> None:
         _curve(axis, stage, "validation_mse", color=NEGLECTED, label="validation")
         axis.legend(fontsize=8)
     _decades(axis)
-    axis.set_ylabel(f"mean squared error, {'pixels 0 to 1' if stage[0]['stage'] == 1 else 'latents'}")
+    axis.set_ylabel(f"mean squared error, {'latents' if stage[0]['stage'] == 2 else 'pixels 0 to 1'}")
     hint = "validation rises: learned by heart" if held_back else "falls, then levels off"
+    if stage[0]["stage"] == 3:
+        hint = "rises: what is sharp is seldom right"
     _titles(axis, f"Stage {stage[0]['stage']}: error", hint)
 
 

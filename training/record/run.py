@@ -21,7 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +61,7 @@ _THIRD = (
     "pixel_matching",
     "averaging",
 )
+MEASURING = "measuring"  # the lock that is held while measurements are written
 _KEPT = ("priors", "sample_every", "snapshot_every")
 
 
@@ -167,7 +168,9 @@ class Run(Documents):
         if wanted.epochs2 > recipe.epochs2:
             self._reopen(2)
         if wanted.epochs3 > recipe.epochs3:
-            self.network_path(3).unlink(missing_ok=True)
+            self._reopen(3)
+        if _best(wanted.priors) != _best(recipe.priors):
+            self._discard(3)  # it was sharpened on samples of another prior than those it is to decode
         if wanted != recipe:
             write_json(self.path / "config.json", {**config, "recipe": now})
         return wanted
@@ -178,8 +181,10 @@ class Run(Documents):
             return bool(now > before)
         if key in _SECOND and not (self._state(2).exists() or self.network_path(2).exists()):
             return True
-        if key in _THIRD and not self._state(3).exists():
+        if key in _THIRD and not (self._state(3).exists() or self.sharpened):
             return True
+        if key == "warm_up" and self.network_path(1).exists():
+            return True  # it is over
         return key in _KEPT or (key == "gmm_components" and not self.prior_path("gmm").exists())
 
     def _reopen(self, stage: int) -> None:
@@ -194,12 +199,29 @@ class Run(Documents):
             raise RunError(
                 f"{self._state(stage)} is gone, which more epochs take; train into another --out with --from"
             )
-        gone = [self.network_path(3), self._state(3)]  # it was sharpened on samples of the prior
+        if stage < 3:
+            self._discard(3)
         if stage == 1:
-            gone += [self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)]
-        for path in gone:
-            path.unlink(missing_ok=True)
+            for path in (self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)):
+                path.unlink(missing_ok=True)
+        self._forget_metrics(stage)
         self.network_path(stage).unlink()
+
+    def _discard(self, stage: int) -> None:
+        """Remove what a stage trained, and what was measured of it."""
+        self.network_path(stage).unlink(missing_ok=True)
+        self._state(stage).unlink(missing_ok=True)
+        self._forget_metrics(stage)
+
+    def _forget_metrics(self, stage: int) -> None:
+        """Drop the measurements that depend on a stage: they would pass for those of what comes now."""
+        with self.locked(MEASURING):
+            if not self.metrics:
+                return
+            kept = [each for each in self.metrics if stage > 1 and "decoder" not in each]
+            if stage == 2:
+                kept = [each for each in kept if each.get("prior") != "second-stage"]
+            write_json(self.path / "metrics.json", kept)
 
     def append(self, record: Record, name: str = "history") -> None:
         """Add an epoch's record to history.jsonl, or one to trace.jsonl. Do so before saving a state beyond it."""
@@ -292,15 +314,15 @@ class Run(Documents):
         return self.network_path(3).exists()
 
     def decoder(self, plain: bool = False) -> keras.Model:
-        """Return the decoder that makes the run's pictures, latents -> images in [0, 1]: sharpened, if there is one.
+        """Return the decoder that makes the run's pictures, latents -> images in [0, 1]: sharpened, if it is to be.
 
         Args:
             plain: Whether to take stage 1's own in any case.
 
         Raises:
-            RunError: the file is missing or damaged.
+            RunError: the file is missing or damaged; stage 1's decoder does not take the place of a sharpened one.
         """
-        if self.sharpened and not plain:
+        if self.recipe.epochs3 and not plain:
             return load_model(self.network_path(3))
         return self.load_networks(1).get_layer("decoder")
 
@@ -313,7 +335,7 @@ class Run(Documents):
     @property
     def default_prior(self) -> str:
         """The prior that samples are drawn from unless another is named: the first that the run has of BEST_FIRST."""
-        return next(name for name in BEST_FIRST if name in self.priors)
+        return _best(self.priors)
 
     def prior(self, name: str) -> keras.Model:
         """Return a prior: noise float32 [n, noise_size] -> latents float32 [n, latent_dim].
@@ -329,6 +351,10 @@ class Run(Documents):
             noise = keras.Input((self.recipe.latent_dim,), name="noise")
             return keras.Model(noise, noise, name="normal")
         return load_model(self.prior_path(name))
+
+
+def _best(priors: Collection[str]) -> str:
+    return next(name for name in BEST_FIRST if name in priors)
 
 
 def _backend() -> str:

@@ -55,8 +55,9 @@ class Schedule:
         return self.steps * self.size
 
     def rate(self, epoch: int) -> float:
-        """Return an epoch's learning rate, without warm-up; epochs count from 0."""
-        return float(self.lr * 0.5 ** (epoch // self.halve_every))
+        """Return the learning rate at an epoch's end; epochs count from 0."""
+        warmth = min(1.0, (epoch + 1) * self.steps / self.warm_up) if self.warm_up else 1.0
+        return float(self.lr * 0.5 ** (epoch // self.halve_every) * warmth)
 
 
 def first_schedule(recipe: Recipe, pictures: int) -> Schedule:
