@@ -82,7 +82,8 @@ class RunSubject:
             **tally.summary(),
             "count": len(reference),
             "reference": reference.card,
-        } | self.made_by
+            **self.made_by,
+        }
         for sampler, modes in self.sampled:
             for mode in modes:
                 yield self._samples(evaluator, self.first, sampler, mode, **self.made_by)
