@@ -35,6 +35,7 @@ from runtimes import Peers, Runtime
 KERAS, NAIVE = "Keras predict", "tf2onnx's graph, ONNX Runtime"
 PRODUCT, LIMIT = "a dense float32 matrix product", "the float32 limit"
 SIDE = 2048  # of its matrices
+ARITHMETIC = {"f32": "float32", "bf16": "bfloat16"}  # as OpenVINO calls it, and we
 APART = 1.0  # grey levels on average, as the engine allows fast arithmetic
 
 
@@ -193,7 +194,7 @@ def onnx_peers(folder: Path, largest: int) -> tuple[Peers, list[str]]:
     peers: dict[str, Callable[[Any], Any]] = {NAIVE: _in_onnxruntime(folder / "naive.onnx")}
     left_out = []
     try:
-        peers["tf2onnx's graph, OpenVINO"] = _in_openvino(folder / "naive.onnx")
+        peers |= _in_openvino(folder / "naive.onnx")
     except ImportError:
         left_out.append("OpenVINO: it is not installed here")
     ways: list[tuple[str, Literal["exact", "fast"]]] = [("cpu", "exact"), ("openvino", "exact"), ("openvino", "fast")]
@@ -220,12 +221,20 @@ def _in_onnxruntime(path: Path) -> Callable[[Any], Any]:
     return lambda noise: session.run(["images"], {"noise": noise})[0]
 
 
-def _in_openvino(path: Path) -> Callable[[Any], Any]:
-    """As its documentation has it; so in bfloat16, where the processor has that."""
+def _in_openvino(path: Path) -> Peers:
+    """As its documentation has it, and in float32 where that is something else: bfloat16, if the processor has that."""
     import openvino
 
-    model = openvino.compile_model(path, "CPU")
-    return lambda noise: model(noise)["images"]
+    peers: dict[str, Callable[[Any], Any]] = {}
+    for hint in ({"INFERENCE_PRECISION_HINT": "f32"}, {}):
+        model = openvino.compile_model(path, "CPU", hint)
+        chosen = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        peers[f"tf2onnx's graph, OpenVINO, {ARITHMETIC.get(chosen, chosen)}"] = partial(_inferred, model)
+    return peers
+
+
+def _inferred(model: Any, noise: Any) -> Any:
+    return model(noise)["images"]
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ def test_sampling(models: Path, report: Path) -> None:
     few = ["--recipe", "smoke", "--batch", 4, "--rounds", 1, "--seconds", 0]
     said = bench("sampling", *few, "--keep", models, "--json", report)
     told = figures(report)
-    for name in ("Keras predict", "tf.function", "tf2onnx's graph, OpenVINO", "tf2onnx's graph, ONNX Runtime"):
+    openvino, onnxruntime = "tf2onnx's graph, OpenVINO, float32", "tf2onnx's graph, ONNX Runtime"
+    for name in ("Keras predict", "tf.function", openvino, onnxruntime):
         assert name in told
     for precision in ("fp32", "int8"):
         assert {f"ours, {precision}, cpu, exact", f"ours, {precision}, openvino, exact"} <= told.keys()

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, which 
 Launch = Callable[..., Any]
 Pixels = np.ndarray[Any, Any]
 RUNTIME = Path(__file__).parents[2] / "serve" / "server" / "http" / "ort"
+PATIENCE = 180_000  # milliseconds: a browser that draws by the processor is slow on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +60,17 @@ def browser(launch: Launch) -> Any:
     return launch()
 
 
+def context_of(browser: Any, **options: Any) -> Any:
+    """A profile of its own, whose pages wait for what they should show."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(PATIENCE)
+    return context
+
+
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     """A page that may say nothing to its console: neither errors nor breaches of its policy."""
-    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context = context_of(browser, viewport={"width": 1200, "height": 800})
     found, said = context.new_page(), list[str]()
     found.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
     found.on("pageerror", lambda error: said.append(str(error)))
@@ -244,8 +252,8 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_fits_and_has_no_barriers(
     width: int, scheme: str, query: str, browser: Any, gallery: Site, axe: str
 ) -> None:
-    context = browser.new_context(
-        viewport={"width": width, "height": 740}, color_scheme=scheme, reduced_motion="reduce"
+    context = context_of(
+        browser, viewport={"width": width, "height": 740}, color_scheme=scheme, reduced_motion="reduce"
     )
     page = context.new_page()
     opened(page, gallery, query)
@@ -287,7 +295,7 @@ def test_a_token_is_asked_for_once(browser: Any, smoke_bundle: Path, tmp_path: P
     alice = token(tokens, "alice")
     words = ("--model", smoke_bundle, "--device", "cpu", "--tokens", tokens, "--http", "127.0.0.1:0")
     with serving(*words, log=log) as (_, process):
-        page = browser.new_page()
+        page = context_of(browser).new_page()
         page.goto(f"{site(log, process).url}/?pins=3,9")
         page.locator("#token").fill(alice)
         page.keyboard.press("Enter")
@@ -299,7 +307,7 @@ def test_a_token_is_asked_for_once(browser: Any, smoke_bundle: Path, tmp_path: P
         assert "--token TOKEN" in page.locator("#shell").text_content()
         page.reload()
         page.wait_for_selector(".cell .part")
-        page.close()
+        page.context.close()
 
 
 def test_a_second_visit_asks_for_no_picture(page: Any, gallery: Site) -> None:
@@ -327,7 +335,7 @@ needs_runtime = pytest.mark.skipif(
 )
 def test_a_browser_makes_the_same_pictures(by: str, words: tuple[str, ...], gallery: Site, launch: Launch) -> None:
     """At seeds and indices that JavaScript's own numbers do not have."""
-    page, said = launch(*words).new_page(), list[str]()
+    page, said = context_of(launch(*words)).new_page(), list[str]()
     page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
     page.goto(f"{gallery.url}/page/icon.svg")  # of the same origin: a blank page has no WebGPU
     if by == "WebGPU" and not page.evaluate("async () => !!(await navigator.gpu?.requestAdapter())"):
