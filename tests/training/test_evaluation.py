@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.conftest import assert_clear_error, command
+from tests.conftest import assert_clear_error, command, inside
 from training.evaluation import evaluator
 from training.evaluation.cli import main
 from training.evaluation.compare import read
@@ -168,6 +168,45 @@ def test_what_the_runs_settings_leave_out_is_told(
     assert "limit=40 takes the first 40 of train, validation=0.5 moves that share of them from tr" in result.stderr
     for done in (10, 20, 30, 40, 48):
         assert f"GEN-1 normal none: {done}/48" in result.stderr
+
+
+def test_copying_is_measured_where_pictures_were_held_back(run: Path, words: list[object], tmp_path: Path) -> None:
+    """Of a run, and of its bundle, which is measured against the same pictures."""
+    half, bundle = tmp_path / "half", tmp_path / "half.onnx"
+    shutil.copytree(run, half)
+    config = json.loads((half / "config.json").read_text())
+    config["recipe"]["validation"] = 0.5
+    (half / "config.json").write_text(json.dumps(config))
+    assert inside("export-onnx", half, "--out", bundle).returncode == 0
+    picked = ["--prior", "second-stage", "--normalise", "scalar"]
+    records = []
+    for subject, options in ((half, picked), (bundle, [])):
+        result = evaluate(subject, *words, *options, "--json", tmp_path / "x.json")
+        assert result.exit_code == 0, result.output
+        assert "copying" in result.stdout
+        assert "that were held back: .5 for new ones, 1 for copies" in result.stdout
+        records.append(read(tmp_path / "x.json").records[-1])
+    one, two = records
+    assert one["reference"] == two["reference"]
+    assert one["unseen"] == two["unseen"] == 48 - one["reference"]["of"]
+    for key in ("copying", "copying_pixels"):
+        assert 0 <= one[key] <= 1
+        assert two[key] == pytest.approx(one[key], abs=0.02)
+    beside = evaluate("compare", tmp_path / "x.json", tmp_path / "x.json")
+    assert "Copying (tiny)" in beside.stdout, beside.output
+    short = ["--prior", "normal", "--no-kid", "--no-precision-recall"]
+    for subject, options, why in (
+        (run, [], "no pictures were held back from training; --set validation=0.1"),
+        (half, ["--split", "validation"], "--split train"),
+    ):
+        result = evaluate(subject, *words, *short, *options)
+        (line,) = (line for line in result.stderr.splitlines() if line.startswith("copying is not measured: "))
+        assert why in line
+        result = evaluate(subject, *words, *short, *options, "--no-copying")
+        assert result.exit_code == 0, result.output
+        assert "copying is not measured" not in result.stderr
+    assert evaluate(half, *words, *short, "--no-copying", "--json", tmp_path / "x.json").exit_code == 0
+    assert "copying" not in read(tmp_path / "x.json").records[-1]
 
 
 def test_fid_is_what_the_inception_graph_gives(

@@ -17,6 +17,7 @@ from skimage import data
 
 from tests.training.conftest import FEATURES, FLAT, SIDE, images, layers, save
 from training.errors import DataError
+from training.evaluation.copying import Copying, thumbnails
 from training.evaluation.distances import frechet, kid, precision_recall
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
@@ -106,6 +107,41 @@ def test_precision_and_recall() -> None:
     assert recall == pytest.approx(0.5)
     assert precision_recall(left, both) == (recall, precision)
     assert precision_recall(left, right) == (0, 0)
+
+
+def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
+    def features(pictures: np.ndarray) -> np.ndarray:
+        return collect(extractor, batches(pictures)).features
+
+    seen, unseen, new = (patches(data.chelsea(), count, seed) for seed, count in enumerate((200, 300, 400)))
+    known, held_back = (Reference(each, np.arange(len(each)), {}) for each in (seen, unseen))
+    copying = Copying(known, features(seen), held_back, features(unseen), 32)
+
+    def shares(pictures: np.ndarray) -> list[float]:
+        record = copying(features(pictures), thumbnails(pictures))
+        assert record["unseen"] == 300
+        return [record["copying"], record["copying_pixels"]]
+
+    assert shares(seen) == pytest.approx([1, 1], abs=0.02)  # some of the unseen are the same patches
+    assert copying(features(seen), thumbnails(seen))["copying_distances"]["pixels"]["set"] == pytest.approx(0, abs=1e-2)
+    assert shares(unseen) == pytest.approx([0.5, 0.5])
+    assert shares(new) == pytest.approx([0.5, 0.5], abs=0.1)
+    assert shares(np.concatenate([seen, new[:200]])) == pytest.approx([0.75, 0.75], abs=0.1)
+    noise = np.random.default_rng(0).integers(0, 256, new.shape, np.uint8)
+    assert max(shares(noise)) < 0.1
+
+
+@given(side=st.integers(1, 70), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_thumbnails_are_averages(side: int, channels: int, seed: int) -> None:
+    pictures = np.random.default_rng(seed).integers(0, 256, (2, side, side, channels), np.uint8)
+    small = thumbnails(pictures)
+    size = min(side, 16)
+    assert small.shape == (2, size * size * channels)
+    assert small.mean(axis=1) == pytest.approx(pictures.mean(axis=(1, 2, 3)) / 255, rel=1e-4)
+    if side % size == 0:
+        blocks = pictures.reshape(2, size, side // size, size, side // size, channels).mean(axis=(2, 4)) / 255
+        assert small == pytest.approx(blocks.reshape(2, -1), abs=1e-5)
 
 
 def test_both_definitions_of_an_inactive_latent() -> None:

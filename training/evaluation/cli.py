@@ -100,6 +100,11 @@ def main() -> None:
 )
 @click.option("--kid/--no-kid", default=True, help="Measure the kernel inception distance (KID).")
 @click.option("--precision-recall/--no-precision-recall", default=True, help="Measure improved precision and recall.")
+@click.option(
+    "--copying/--no-copying",
+    default=True,
+    help="Measure whether samples are nearer to training pictures than pictures that were held back.",
+)
 @click.option("--latent-noise", is_flag=True, help="Add the second stage's own noise to its samples, as Dai & Wipf do.")
 @click.option("--plain", is_flag=True, help="Measure stage 1's own decoder where the run has a sharpened one.")
 @click.option(
@@ -145,8 +150,9 @@ def measure(
     evaluate-vae compare runs/one runs/two --markdown table.md
 
     Of a run these are measured: its reconstructions (REC), samples of stage 1 alone (GEN-1) and samples of every
-    fitted prior (GEN-2, Gaussian, GMM), each by Frechet distance, KID, precision and recall; and the statistics of
-    its latents. The records are kept in the run's metrics.json. Of a bundle its samples are measured.
+    fitted prior (GEN-2, Gaussian, GMM), each by Frechet distance, KID, precision, recall and, where pictures were held
+    back, copying; and the statistics of its latents. The records are kept in the run's metrics.json. Of a bundle its
+    samples are measured.
     """
     extractor = features or inception
     if extractor is None or (features and inception):

@@ -15,12 +15,13 @@ from training.types import Record
 
 Column = tuple[str, str]  # the metric, and the set with its latent normalisation
 
-# The quantities of a record of pictures: title, key, format, and which of several values is the best.
-_QUANTITIES: tuple[tuple[str, str, str, Callable[[Iterable[float]], float]], ...] = (
+# The quantities of a record of pictures: title, key, format, and which of several values is the best, if any is.
+_QUANTITIES: tuple[tuple[str, str, str, Callable[[Iterable[float]], float] | None], ...] = (
     ("{metric}", "value", ".4g", min),
     ("KID ({name})", "kid", ".5f", min),
     ("Precision ({name})", "precision", ".3f", max),
     ("Recall ({name})", "recall", ".3f", max),
+    ("Copying ({name})", "copying", ".3f", None),
 )
 LATENTS: Column = ("latents", "latents")
 

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from training.errors import DataError
 from training.evaluation import distances
+from training.evaluation.copying import Copying, thumbnails
 from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
-from training.evaluation.statistics import NEIGHBOURS, collect, too_few
-from training.types import Record, UInt8Array
+from training.evaluation.statistics import NEIGHBOURS, Statistics, collect, too_few
+from training.types import Float32Array, Record, UInt8Array
 
 EVERY = 15.0  # seconds between two lines of progress where there is no terminal
 
@@ -36,6 +38,7 @@ class Plan:
         modes: Latent normalisations; none means all of them for the second stage.
         kid: Whether to measure the kernel inception distance.
         precision_recall: Whether to measure precision and recall.
+        copying: Whether to compare with training pictures and such that were held back, where there are any.
         latent_noise: Whether second-stage samples get the noise of their likelihood.
         seed: The seed of the samples and of KID's subsets.
         plain: Whether to measure stage 1's own decoder where the run has a sharpened one.
@@ -52,6 +55,7 @@ class Plan:
     modes: tuple[str, ...]
     kid: bool
     precision_recall: bool
+    copying: bool
     latent_noise: bool
     plain: bool
     seed: int
@@ -67,6 +71,7 @@ class Evaluator:
         reference: The real pictures.
         extractor: Computes the features of both.
         say: Takes lines of progress where there is no terminal for a bar.
+        unseen: Pictures that training never saw, where copying is measured: then the reference are such that it saw.
 
     Attributes:
         no_distance: Why there is no Frechet distance, as there are too few pictures; empty if there are enough.
@@ -76,7 +81,12 @@ class Evaluator:
     """
 
     def __init__(
-        self, plan: Plan, reference: Reference, extractor: Extractor, say: Callable[[str], None] = lambda line: None
+        self,
+        plan: Plan,
+        reference: Reference,
+        extractor: Extractor,
+        say: Callable[[str], None] = lambda line: None,
+        unseen: Reference | None = None,
     ) -> None:
         fewest = min(len(reference), plan.count)
         least = NEIGHBOURS + 1 if plan.precision_recall else 2
@@ -88,14 +98,19 @@ class Evaluator:
             raise DataError(f"{self.no_distance}; or measure KID, which takes fewer")
         self.plan, self.reference, self.extractor, self.say = plan, reference, extractor, say
         self.console = Console(stderr=True)
-        through = partial(self._shown, label="reference", count=len(reference))
-        self.known = statistics(reference, extractor, plan.cache, plan.batch, through)
+        self.known = self._known(reference, "reference")
+        self.copying: Copying | None = None
+        if unseen:
+            others = self._known(unseen, unseen.card["split"])
+            self.copying = Copying(reference, self.known.features, unseen, others.features, plan.batch)
 
     def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
         plan = self.plan
         label = " ".join([name, *(str(value) for value in protocol.values())])
-        found = collect(self.extractor, self._shown(batches, label, count), keep=plan.kid or plan.precision_recall)
+        pixels: list[Float32Array] = []
+        keep = plan.kid or plan.precision_recall or self.copying is not None
+        found = collect(self.extractor, self._noted(self._shown(batches, label, count), pixels), keep)
         record: Record = {"metric": self.extractor.metric, "set": name, **protocol}
         record["value"] = None if self.no_distance else distances.frechet(self.known, found)
         if plan.kid:
@@ -106,12 +121,25 @@ class Evaluator:
         if plan.precision_recall:
             precision, recall = distances.precision_recall(self.known.features, found.features)
             record |= {"precision": precision, "recall": recall, "neighbours": NEIGHBOURS}
+        if self.copying:
+            record |= self.copying(found.features, np.concatenate(pixels))
         return record | {
             "count": found.count,
             "seed": plan.seed,
             "reference": self.reference.card,
             "extractor": self.extractor.card(),
         }
+
+    def _known(self, reference: Reference, label: str) -> Statistics:
+        through = partial(self._shown, label=label, count=len(reference))
+        return statistics(reference, self.extractor, self.plan.cache, self.plan.batch, through)
+
+    def _noted(self, batches: Iterable[UInt8Array], pixels: list[Float32Array]) -> Iterator[UInt8Array]:
+        """Yield the batches; where copying is measured, add their thumbnails to a list."""
+        for images in batches:
+            if self.copying:
+                pixels.append(thumbnails(images))
+            yield images
 
     def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:
         """Yield the batches, with a bar on stderr if that is a terminal, else with lines."""

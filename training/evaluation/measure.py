@@ -12,7 +12,7 @@ from training.evaluation.compare import Measured
 from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.reference import applied, choose
+from training.evaluation.reference import applied, choose, held_back
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
 from training.files import write_json
@@ -59,7 +59,10 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     reference = choose(splits, plan.split, plan.count, subject.pictures)
     if settings := applied(subject.pictures):
         say(f"the run's settings leave out pictures here too: {settings}")
-    evaluator = Evaluator(plan, reference, extractor, say)
+    unseen, why_not = held_back(splits, plan.split, subject.pictures) if plan.copying else (None, "")
+    if why_not:
+        say(f"copying is not measured: {why_not}")
+    evaluator = Evaluator(plan, reference, extractor, say, unseen)
     if evaluator.no_distance and plan.snapshots:
         raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
     if evaluator.no_distance:

@@ -23,6 +23,8 @@ from training.evaluation.statistics import Statistics, collect
 from training.recipe import Recipe
 from training.types import IndexArray, UInt8Array
 
+UNSEEN = 2000  # pictures at most that were held back, to tell copies by
+
 Through = Callable[[Iterable[UInt8Array]], Iterable[UInt8Array]]
 
 
@@ -78,6 +80,17 @@ def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
     return Reference(dataset.images, np.arange(taken) * total // taken, card, " and ".join(remedies))
 
 
+def held_back(splits: Splits, split: str, recipe: Recipe) -> tuple[Reference | None, str]:
+    """Return pictures that training never saw, for a reference of a split; or None, and why there are none."""
+    if split != "train":
+        return None, "it compares with the pictures of training, --split train"
+    for name in ("validation", "test"):
+        dataset: Dataset | None = getattr(splits, name)
+        if dataset is not None and len(dataset) > 1:
+            return choose(splits, name, UNSEEN, recipe), ""
+    return None, "no pictures were held back from training; --set validation=0.1 of train-vae does that with a tenth"
+
+
 def applied(recipe: Recipe) -> str:
     """Return the settings by which a recipe leaves pictures out of a split, and what they do; empty if none does."""
     parts = []
@@ -89,9 +102,9 @@ def applied(recipe: Recipe) -> str:
 
 
 def pictures_of(card: Card) -> Recipe:
-    """Return a recipe that reads pictures as the bundle's own did. Its other settings are without meaning."""
+    """Return a recipe that reads and splits pictures as the bundle's own did. Its other settings mean nothing."""
     height, _, channels = card.image_shape
-    known = {key: card.recipe[key] for key in ("crop", "resize") if key in card.recipe}
+    known = {key: card.recipe[key] for key in ("crop", "resize", "limit", "validation") if key in card.recipe}
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     return Recipe(card.name, side=height, channels=channels, **known)
 

@@ -10,7 +10,7 @@ from training.types import Record
 
 Row = Sequence[str]
 
-_COLUMNS = ("set", "prior", "latent normalisation", "KID", "precision", "recall", "samples")
+_COLUMNS = ("set", "prior", "latent normalisation", "KID", "precision", "recall", "copying", "samples")
 
 
 def table(header: Row, rows: Iterable[Row]) -> str:
@@ -52,6 +52,7 @@ def _row(record: Record) -> Row:
         mode += f", noise {record['latent_noise']:.3f}"
     kid = f"{record['kid']:.5f} ± {record['kid_deviation']:.5f}" if "kid" in record else "-"
     shares = [f"{record[key]:.3f}" if key in record else "-" for key in ("precision", "recall")]
+    shares.append(f"{record['copying']:.2f} / {record['copying_pixels']:.2f}" if "copying" in record else "-")
     value = "-" if record["value"] is None else f"{record['value']:.4g}"
     return [name, record.get("prior", "-"), mode, value, kid, *shares, str(record["count"])]
 
@@ -94,6 +95,11 @@ def protocol(record: Record) -> str:
         parts.append(f"KID: {record['kid_subsets']} subsets of {record['kid_subset']}.")
     if "neighbours" in record:
         parts.append(f"Precision and recall: {record['neighbours']} neighbours.")
+    if "copying" in record:
+        parts.append(
+            "Copying, in features / in pixels: how likely a picture is nearer to those of training than one of "
+            f"{record['unseen']} that were held back: .5 for new ones, 1 for copies."
+        )
     return " ".join(parts)
 
 
