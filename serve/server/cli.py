@@ -96,8 +96,8 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--device",
     metavar="NAME",
     multiple=True,
-    help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: the first available. Repeatable: models "
-    "then run on each.",
+    help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: cuda, else cpu. Repeatable: "
+    "models then run on each.",
 )
 @click.option(
     "--arithmetic",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve import Engine, EngineError, load
-from serve.devices import AUTO, NVIDIA_DRIVER, Device, candidates, parse, providers, refused
+from serve import Engine, EngineError, load, openvino
+from serve.devices import NVIDIA_DRIVER, Device, candidates, parse, providers, refused
 from tests.conftest import assert_clear_error, command
 
 
@@ -54,8 +54,12 @@ def test_what_names_no_device_is_refused_in_one_line(text: str) -> None:
 
 
 def test_auto_prefers_a_gpu_and_ends_with_the_cpu(smoke_bundle: Path) -> None:
-    assert [str(each) for each in candidates("auto")] == ["cuda:0", "openvino", "cpu"]
-    assert Engine(load(smoke_bundle)).device.partition(":")[0] in AUTO
+    """By OpenVINO only for what it alone has."""
+    assert [str(each) for each in candidates("auto")] == ["cuda:0", "cpu"]
+    between = ["openvino"] if openvino.has_bfloat16() else []
+    assert [str(each) for each in candidates("auto", "fast")] == ["cuda:0", *between, "cpu"]
+    assert Engine(load(smoke_bundle)).device in ("cuda:0", "cpu")
+    assert Engine(load(smoke_bundle), arithmetic="fast").device in ("cuda:0", *between, "cpu")
 
 
 def test_gpus_compute_in_float32_and_leave_nothing_to_the_cpu(tmp_path: Path) -> None:
