@@ -200,7 +200,9 @@ def refused(error: Exception, device: Device, what: str) -> EngineError:
     """Return the one line for users of what the runtime raised; `what` is how it begins."""
     text = " ".join(str(error).split())
     if re.search(r"out of memory|(failed|unable) to allocate|bad[_ ]alloc|ALLOC_FAILED", text, re.IGNORECASE):
-        return EngineError(f"the {device} device is out of memory; choose a smaller batch, or free memory on it")
+        # A GPU runs batches of one size, whatever the largest that is asked for.
+        remedy = "free memory on it, or pass --device cpu" if device.gpu else "choose a smaller batch, or free memory"
+        return EngineError(f"the {device} device is out of memory; {remedy}")
     if "fallback to CPU EP has been explicitly disabled" in text:
         return EngineError(
             f"the {device} device cannot run this model by itself: a part of it would run on the CPU; export it again, "
