@@ -39,6 +39,12 @@ def test_a_good_run_is_left_in_peace() -> None:
     ("rule", "seen", "said", "remedy"),
     [
         (advice.balance_behind, {"gamma": 0.2}, "gamma 0.2 is 2.0 times the root of the error", "balance_momentum=.95"),
+        (
+            advice.kl_exploded,
+            {"kl": [860_000.0] + [120.0] * 19},
+            "exploded in epoch 1, to 860,000 nats on average",
+            "a longer warm_up or a lower lr, or another seed",
+        ),
         (advice.few_active, {"active": 7}, "only 7 of 64 latents are active", "kl_weight"),
         (advice.law_broken, {"variance_law": 0.4}, "total variance is 0.40 where 1 is expected", "raise kl_weight"),
         (advice.law_broken, {"variance_law": 2.0}, "total variance is 2.00", "lower lr"),
@@ -63,6 +69,33 @@ def test_what_is_wrong_is_said_with_the_setting_to_change(
     assert said in text
     assert remedy in text
     assert "\n" not in text
+
+
+def test_an_explosion_is_said_at_once_and_once() -> None:
+    """After the first of 20 epochs; other rules wait."""
+    seen, notes = records(kl=[860_000.0] + [120.0] * 19, gamma=0.2), list[str]()
+
+    class Notes:
+        def step(self, *_: Any) -> None: ...
+
+        def epoch(self, *_: Any) -> None: ...
+
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    class Kept:
+        done = 0
+
+        def history(self) -> list[dict[str, Any]]:
+            return seen[: self.done]
+
+    run: Any = Kept()
+    adviser = advice.Adviser(run, Notes())
+    for done, expected in ((1, 1), (2, 1), (12, 2), (13, 2)):
+        run.done = done
+        adviser.epoch(LONG, seen[done - 1])
+        assert len(notes) == expected, notes
+    assert "exploded in epoch 1" in notes[0]
 
 
 def test_steps_count_and_not_epochs() -> None:

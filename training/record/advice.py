@@ -15,6 +15,7 @@ from training.types import Record
 
 FEW_STEPS = 1000
 GAMMA_OVER_ROOT = 1.3  # above which the balance has not arrived at the error
+EXPLODED = 1000  # nats a latent, on average over an epoch; a latent that tells much has ten
 FEW_ACTIVE = 0.25  # of the latents
 LAW = (0.6, 1.4)  # the variance law's mean total variance; 1 where it holds
 RISEN = 1.1  # validation error over its lowest
@@ -47,6 +48,18 @@ def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
     return (
         f"gamma {last['gamma']:.2g} is {times:.1f} times the root of the error: the balance has not arrived, and the "
         f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or balance_momentum=.95"
+    )
+
+
+def kl_exploded(schedule: Schedule, records: Sequence[Record]) -> str:
+    """A step threw the posteriors far off."""
+    worst = max(records, key=lambda record: record.get("kl", 0))
+    if worst.get("kl", 0) <= EXPLODED * worst.get("latents", 1):
+        return ""
+    slower = "a longer warm_up or a lower lr" if schedule.stage == 1 else f"a lower {setting_of(schedule.stage, 'lr')}"
+    return (
+        f"the KL divergence exploded in epoch {worst['epoch']}, to {worst['kl']:,.0f} nats on average, after which "
+        f"pictures may stay worse than they need be: train anew with {slower}, or another seed"
     )
 
 
@@ -97,8 +110,9 @@ def _epochs(schedule: Schedule) -> str:
     return setting_of(schedule.stage, "epochs")
 
 
+AT_ONCE: tuple[Rule, ...] = (kl_exploded,)
 ALONG: tuple[Rule, ...] = (few_steps, few_active, balance_behind, by_heart, slowed_too_soon)
-AT_END: tuple[Rule, ...] = (few_steps, few_active, balance_behind, law_broken, by_heart, slowed_too_soon)
+AT_END: tuple[Rule, ...] = (*AT_ONCE, few_steps, few_active, balance_behind, law_broken, by_heart, slowed_too_soon)
 SHARPENING = 3  # a stage to which no rule applies: its error rises as it should
 SETTLED = 0.5  # share of a stage after which what is odd has had time to mend
 
@@ -119,10 +133,10 @@ class Adviser:
     def epoch(self, schedule: Schedule, record: Record) -> None:
         self.observer.epoch(schedule, record)
         last = record["epoch"] == schedule.epochs  # at the end everything is said together
-        if schedule.stage == SHARPENING or record["epoch"] < SETTLED * schedule.epochs or last:
+        if schedule.stage == SHARPENING or last:
             return
         records = _of(self.run, schedule.stage)
-        for rule in ALONG:
+        for rule in AT_ONCE if record["epoch"] < SETTLED * schedule.epochs else (*AT_ONCE, *ALONG):
             if (schedule.stage, rule) not in self.said and (text := rule(schedule, records)):
                 self.said.add((schedule.stage, rule))
                 self.observer.note(f"stage {schedule.stage}: {text}")
