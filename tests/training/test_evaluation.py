@@ -205,7 +205,11 @@ def test_copying_is_measured_where_pictures_were_held_back(run: Path, words: lis
         result = evaluate(subject, *words, *short, *options, "--no-copying")
         assert result.exit_code == 0, result.output
         assert "copying is not measured" not in result.stderr
-    assert evaluate(half, *words, *short, "--no-copying", "--json", tmp_path / "x.json").exit_code == 0
+    sheets = tmp_path / "sheets"
+    out = ["--no-copying", "--copies", sheets, "--json", tmp_path / "x.json"]
+    assert evaluate(half, *words, *short, *out).exit_code == 0
+    assert sorted(path.name for path in sheets.iterdir()) == ["GEN-1-normal-none.png", "REC.png"]
+    assert_refused(evaluate(half, *words, *out, "--split", "validation"), "--copies draws samples beside training")
     assert "copying" not in read(tmp_path / "x.json").records[-1]
 
 

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from PIL import Image
 from skimage import data
 
 from tests.training.conftest import FEATURES, FLAT, SIDE, images, layers, save
 from training.errors import DataError
-from training.evaluation.copying import Copying, thumbnails
+from training.evaluation.copying import Closest, Copying, Pair, thumbnails
 from training.evaluation.distances import frechet, kid, precision_recall
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
@@ -129,6 +130,24 @@ def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
     assert shares(np.concatenate([seen, new[:200]])) == pytest.approx([0.75, 0.75], abs=0.1)
     noise = np.random.default_rng(0).integers(0, 256, new.shape, np.uint8)
     assert max(shares(noise)) < 0.1
+
+
+def test_what_is_closest_is_drawn_beside_its_picture(tmp_path: Path) -> None:
+    """Three copies among new pictures come first, whichever batch they are in."""
+    seen, new = patches(data.chelsea(), 100, 0), patches(data.astronaut(), 90, 1)
+    closest = Closest(Reference(seen, np.arange(0, 100, 2), {}), 32)
+    shown = np.concatenate([new[:40], seen[[10]], new[40:], seen[[20, 30]], seen[[31]]])
+    pairs: list[Pair] = []
+    for some in batches(shown, 20):
+        pairs = closest.best(pairs, some, thumbnails(some))
+    assert len(pairs) == 32
+    assert sorted(index for _, _, index in pairs[:3]) == [5, 10, 15]
+    closest.draw(tmp_path / "sheet.png", pairs)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    first = sheet[2 : 2 + SIDE, 2 : 2 + 2 * SIDE]
+    assert np.array_equal(first[:, :SIDE], first[:, SIDE:])
+    last = sheet[2 : 2 + SIDE, 2 + 3 * (2 * SIDE + 2) :][:, : 2 * SIDE]  # the fourth is no copy
+    assert not np.array_equal(last[:, :SIDE], last[:, SIDE:])
 
 
 @given(side=st.integers(1, 70), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32 - 1))

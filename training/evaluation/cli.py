@@ -105,6 +105,12 @@ def main() -> None:
     default=True,
     help="Measure whether samples are nearer to training pictures than pictures that were held back.",
 )
+@click.option(
+    "--copies",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Also draw the samples that are nearest to a training picture, each beside it, a sheet a set.",
+)
 @click.option("--latent-noise", is_flag=True, help="Add the second stage's own noise to its samples, as Dai & Wipf do.")
 @click.option("--plain", is_flag=True, help="Measure stage 1's own decoder where the run has a sharpened one.")
 @click.option(

@@ -8,12 +8,18 @@ less than .5 for pictures that are like no real ones.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
 from training.evaluation.reference import Reference
+from training.record.grids import beside
 from training.types import Float32Array, Float64Array, Record, UInt8Array
 
+Pair = tuple[float, UInt8Array, int]  # a distance, a picture, and the index of one in the reference
+
+PAIRS = 32  # that are drawn
 THUMBNAIL = 16  # height and width of the pictures of which the pixels are compared
 
 
@@ -36,10 +42,9 @@ class Copying:
         unseen_features: Float32Array,
         batch: int,
     ) -> None:
-        pixels, others = (np.concatenate([*map(thumbnails, each.batches(batch))]) for each in (seen, unseen))
         self._spaces = {
             "features": _Space(seen_features, unseen_features),
-            "pixels": _Space(pixels, others),
+            "pixels": _Space(*(_all_thumbnails(each, batch) for each in (seen, unseen))),
         }
         self._unseen = len(unseen)
 
@@ -74,6 +79,35 @@ class _Space:
 
     def _distances(self, points: Float32Array) -> Float64Array:
         return np.asarray(self._seen.kneighbors(points)[0][:, 0], np.float64)
+
+
+class Closest:
+    """The pictures of a set that are nearest to a training picture in pixels, each with that picture.
+
+    Args:
+        seen: Training pictures.
+        batch: Pictures in a batch.
+    """
+
+    def __init__(self, seen: Reference, batch: int) -> None:
+        self._seen = seen
+        self._space = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_all_thumbnails(seen, batch))
+
+    def best(self, before: list[Pair], images: UInt8Array, pixels: Float32Array) -> list[Pair]:
+        """Return the nearest of the pairs before and of images [n, h, w, c], by their thumbnails; the nearest first."""
+        distances, indices = (each[:, 0] for each in self._space.kneighbors(pixels))
+        first = np.argsort(distances)[:PAIRS]
+        ours = [(float(distances[at]), images[at].copy(), int(indices[at])) for at in first]
+        return sorted([*before, *ours], key=lambda pair: pair[0])[:PAIRS]
+
+    def draw(self, path: Path, pairs: list[Pair]) -> None:
+        """Write pairs, the picture of training on the right."""
+        _, ours, indices = zip(*pairs, strict=True)
+        beside(path, np.stack(ours), self._seen.images[self._seen.chosen[list(indices)]])
+
+
+def _all_thumbnails(pictures: Reference, batch: int) -> Float32Array:
+    return np.concatenate([*map(thumbnails, pictures.batches(batch))])
 
 
 def thumbnails(images: UInt8Array) -> Float32Array:

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from training.errors import DataError
 from training.evaluation import distances
-from training.evaluation.copying import Copying, thumbnails
+from training.evaluation.copying import Closest, Copying, Pair, thumbnails
 from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, Statistics, collect, too_few
@@ -44,6 +44,7 @@ class Plan:
         plain: Whether to measure stage 1's own decoder where the run has a sharpened one.
         snapshots: Whether to measure a run's snapshots.
         batch: Pictures in a batch.
+        copies: The folder to draw each set's pictures in that are nearest to training pictures, beside these.
     """
 
     extractor: Path
@@ -61,6 +62,7 @@ class Plan:
     seed: int
     snapshots: bool
     batch: int
+    copies: Path | None
 
 
 class Evaluator:
@@ -103,14 +105,17 @@ class Evaluator:
         if unseen:
             others = self._known(unseen, unseen.card["split"])
             self.copying = Copying(reference, self.known.features, unseen, others.features, plan.batch)
+        self.closest = Closest(reference, plan.batch) if plan.copies else None
 
     def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
         plan = self.plan
         label = " ".join([name, *(str(value) for value in protocol.values())])
-        pixels: list[Float32Array] = []
+        pixels, pairs = list[Float32Array](), list[Pair]()
         keep = plan.kid or plan.precision_recall or self.copying is not None
-        found = collect(self.extractor, self._noted(self._shown(batches, label, count), pixels), keep)
+        found = collect(self.extractor, self._noted(self._shown(batches, label, count), pixels, pairs), keep)
+        if self.closest and plan.copies:
+            self.closest.draw(plan.copies / f"{label.replace(' ', '-')}.png", pairs)
         record: Record = {"metric": self.extractor.metric, "set": name, **protocol}
         record["value"] = None if self.no_distance else distances.frechet(self.known, found)
         if plan.kid:
@@ -134,11 +139,15 @@ class Evaluator:
         through = partial(self._shown, label=label, count=len(reference))
         return statistics(reference, self.extractor, self.plan.cache, self.plan.batch, through)
 
-    def _noted(self, batches: Iterable[UInt8Array], pixels: list[Float32Array]) -> Iterator[UInt8Array]:
-        """Yield the batches; where copying is measured, add their thumbnails to a list."""
+    def _noted(
+        self, batches: Iterable[UInt8Array], pixels: list[Float32Array], pairs: list[Pair]
+    ) -> Iterator[UInt8Array]:
+        """Yield the batches; note their thumbnails, and the closest pairs so far."""
         for images in batches:
-            if self.copying:
+            if self.copying or self.closest:
                 pixels.append(thumbnails(images))
+            if self.closest:
+                pairs[:] = self.closest.best(pairs, images, pixels[-1])
             yield images
 
     def _shown(self, batches: Iterable[UInt8Array], label: str, count: int) -> Iterable[UInt8Array]:

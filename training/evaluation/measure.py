@@ -52,6 +52,10 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     subject = RunSubject(run, plan) if run else BundleSubject(model, plan)
     if not run:
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
+    if plan.copies and plan.split != "train":
+        raise DataError(
+            f"--copies draws samples beside training pictures. Received: --split {plan.split}; leave it out"
+        )
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
     with reading() as advance:
         splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
@@ -72,6 +76,8 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         records.append(record)
         if run:
             keep(run, record)
+    if plan.copies:
+        say(f"drew what is nearest to training pictures into {plan.copies}")
     if run and plan.snapshots:
         with run.locked(MEASURING):
             say(f"drew {figure2(run, records)}")

@@ -74,9 +74,13 @@ def grid(path: Path, images: UInt8Array, columns: int = 0) -> None:
 
 def reconstructions(path: Path, networks: keras.Model, images: UInt8Array) -> None:
     """Write each of uint8 images [n, h, w, c] with, on its right, its reconstruction from the posterior's mean."""
-    decoded = to_uint8(networks(images / np.float32(255), training=False)[0])
-    gap = max(images.shape[1] // 8, 2)
-    pairs = np.concatenate([images, decoded], axis=2)
+    beside(path, images, to_uint8(networks(images / np.float32(255), training=False)[0]))
+
+
+def beside(path: Path, left: UInt8Array, right: UInt8Array) -> None:
+    """Write uint8 images [n, h, w, c], each with another on its right, pairs apart from each other."""
+    gap = max(left.shape[1] // 8, 2)
+    pairs = np.concatenate([left, right], axis=2)
     grid(path, np.pad(pairs, ((0, 0), (gap, 0), (gap, 0), (0, 0)), constant_values=255))
 
 
