@@ -20,7 +20,7 @@ HEAD = """\
 # Benchmarks
 
 `make bench` measures all of this anew, but what is called cluster, which `make bench-scale` does; `make bench-full`
-takes more rounds. What ends in bfloat16 is of the same commands, on another machine. `python benchmarks/render.py`
+takes more rounds. What ends in bfloat16 is of another machine, by the same commands. `python benchmarks/render.py`
 makes this page of what they wrote into `docs/benchmarks/`. Whatever stands in one table was measured in turns, once a
 round: a figure is the median over the rounds, with the lowest and the highest behind it. A column that begins with /
 says how many times the row of that name it is: the ratio is taken within each round, and is the median of these.
@@ -90,6 +90,12 @@ class Reports:
         title: str = self._found[report]["tables"][0]["title"]
         return title[: title.index("requests")]
 
+    def place(self, report: str, name: str) -> str:
+        """Return the device in a row's name, which has it behind the first comma."""
+        names = (row["name"] for each in self._found[report]["tables"] for row in each["rows"])
+        found: str = next(each for each in names if each.startswith(name))
+        return found.split(", ")[1]
+
     def machine(self, report: str) -> str:
         """Return where a report was measured."""
         here = self._found[report]["machine"]
@@ -106,7 +112,7 @@ def figures(folder: Path) -> str:
     engine, trained = "engine in process", "Stage 1 of the recipe faces"
     measured = [
         (
-            "sampling in process; through the server, one stream",
+            f"sampling in process, on {told.place('sample', 'in process')}; through the server, one stream",
             f"{told.figure('sample', 'faces', 'in process')}; {told.figure('sample', 'faces', 'through')}",
             "sample",
         ),
@@ -129,7 +135,8 @@ def figures(folder: Path) -> str:
             "start",
         ),
         (
-            "the server, divided by its engine in process: 8 clients in requests for 16 pictures, 64 for 1000",
+            f"the server, divided by its engine in process on {served.split(', ')[1]}: 8 clients in requests for 16 "
+            "pictures, 64 for 1000",
             f"{told.ratio('server', small, 'serve-vae, 8', engine)}, "
             f"{told.ratio('server', large, 'serve-vae, 64', engine)}",
             "server",

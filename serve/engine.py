@@ -59,8 +59,8 @@ class Engine:
 
     Args:
         bundle: The model.
-        device: As `serve.devices.parse` takes it, or "auto": CUDA if it is there, else the CPU, for fast arithmetic by
-            OpenVINO where that has it.
+        device: As `serve.devices.parse` takes it, or "auto": CUDA if it is there, else the CPU, by OpenVINO where that
+            is faster: in fast arithmetic, unless the bundle is in int8.
         threads: CPU threads; 0 for all cores.
         batch: The most samples at a time; 0 for the device's default. It changes speed, never samples.
         arithmetic: "exact", or "fast" for the fastest that the device has; where that is exact, a warning says so.
@@ -99,7 +99,7 @@ class Engine:
         self.digest = bundle.digest
         if arithmetic not in ARITHMETICS:
             raise EngineError(f"arithmetic must be exact or fast. Received: {arithmetic!r}")
-        chosen = devices.candidates(device, arithmetic)
+        chosen = devices.candidates(device, arithmetic, self.card.precision)
         if cuda_graphs:
             chosen = [each for each in chosen if each.kind == "cuda"]
             if not chosen:

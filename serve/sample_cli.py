@@ -214,7 +214,7 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     "--device",
     metavar="NAME",
     default="auto",
-    help="Without --server, the device to run on: cpu, openvino, cuda, cuda:1, tensorrt; auto: cuda, else cpu.",
+    help="Without --server, the device to run on: cpu, openvino, cuda, cuda:1, tensorrt; auto: a GPU or else the CPU.",
 )
 @click.option(
     "--arithmetic",

@@ -96,7 +96,7 @@ def _mebibytes(context: click.Context, parameter: click.Parameter, value: int) -
     "--device",
     metavar="NAME",
     multiple=True,
-    help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: cuda, else cpu. Repeatable: "
+    help="Device to run on: cpu, openvino, cuda, cuda:1, tensorrt ...; auto: a GPU or else the CPU. Repeatable: "
     "models then run on each.",
 )
 @click.option(

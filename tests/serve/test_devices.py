@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from serve import Engine, EngineError, load, openvino
+from serve.bundle import EMBEDDED
 from serve.devices import NVIDIA_DRIVER, Device, candidates, parse, providers, refused
 from tests.conftest import assert_clear_error, command
 
@@ -55,11 +56,20 @@ def test_what_names_no_device_is_refused_in_one_line(text: str) -> None:
 
 def test_auto_prefers_a_gpu_and_ends_with_the_cpu(smoke_bundle: Path) -> None:
     """By OpenVINO only for what it alone has."""
+    here = "cuda:0" if NVIDIA_DRIVER.exists() else "cpu"
+    assert Engine(load(smoke_bundle)).device == here
+    assert Engine(load(EMBEDDED["int8"]), arithmetic="fast", batch=1).device == here
+    if here == "cpu" and openvino.has_bfloat16():
+        here = "openvino"
+    assert Engine(load(smoke_bundle), arithmetic="fast").device == here
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_auto_takes_openvino_for_bfloat16_alone(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "has_bfloat16", lambda: has)
     assert [str(each) for each in candidates("auto")] == ["cuda:0", "cpu"]
-    between = ["openvino"] if openvino.has_bfloat16() else []
-    assert [str(each) for each in candidates("auto", "fast")] == ["cuda:0", *between, "cpu"]
-    assert Engine(load(smoke_bundle)).device in ("cuda:0", "cpu")
-    assert Engine(load(smoke_bundle), arithmetic="fast").device in ("cuda:0", *between, "cpu")
+    assert [str(each) for each in candidates("auto", "fast", "int8")] == ["cuda:0", "cpu"]
+    assert [str(each) for each in candidates("auto", "fast")] == ["cuda:0", *["openvino"] * has, "cpu"]
 
 
 def test_gpus_compute_in_float32_and_leave_nothing_to_the_cpu(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.conftest import assert_clear_error, command, inside
+from tests.conftest import assert_clear_error, command, draw_faces, inside
 from training.evaluation import evaluator
 from training.evaluation.cli import main
 from training.evaluation.compare import read
@@ -170,47 +170,66 @@ def test_what_the_runs_settings_leave_out_is_told(
         assert f"GEN-1 normal none: {done}/48" in result.stderr
 
 
-def test_copying_is_measured_where_pictures_were_held_back(run: Path, words: list[object], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def half(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that held some of its pictures back, and saw the mirror images of the others."""
+    out = tmp_path_factory.mktemp("half") / "half"
+    held_back = ("--set", "validation=0.4", "--set", "flip=true")
+    result = inside("train-vae", "--recipe", "smoke", "--data", pictures, "--out", out, *held_back)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_copying_is_measured_where_pictures_were_held_back(half: Path, words: list[object], tmp_path: Path) -> None:
     """Of a run, and of its bundle, which is measured against the same pictures."""
-    half, bundle = tmp_path / "half", tmp_path / "half.onnx"
-    shutil.copytree(run, half)
-    config = json.loads((half / "config.json").read_text())
-    config["recipe"]["validation"] = 0.5
-    (half / "config.json").write_text(json.dumps(config))
+    bundle, sheets = tmp_path / "half.onnx", tmp_path / "sheets"
     assert inside("export-onnx", half, "--out", bundle).returncode == 0
     picked = ["--prior", "second-stage", "--normalise", "scalar"]
     records = []
     for subject, options in ((half, picked), (bundle, [])):
-        result = evaluate(subject, *words, *options, "--json", tmp_path / "x.json")
+        result = evaluate(subject, *words, *options, "--json", tmp_path / "x.json", "--copies", sheets)
         assert result.exit_code == 0, result.output
-        assert "copying" in result.stdout
-        assert "that were held back: .5 for new ones, 1 for copies" in result.stdout
+        assert "| copying" in result.stdout
         records.append(read(tmp_path / "x.json").records[-1])
+        unseen = records[-1]["unseen"]
+        assert f"than a validation picture is, of {unseen['count']}: .5 for new ones, 1 for copies" in result.stdout
+        assert unseen["count"] == 48 - records[-1]["reference"]["of"]
     one, two = records
-    assert one["reference"] == two["reference"]
-    assert one["unseen"] == two["unseen"] == 48 - one["reference"]["of"]
+    assert (one["reference"], one["unseen"]) == (two["reference"], two["unseen"])
     for key in ("copying", "copying_pixels"):
         assert 0 <= one[key] <= 1
+        assert 0 < one[f"{key}_deviation"] < 0.2
         assert two[key] == pytest.approx(one[key], abs=0.02)
+    assert sorted(path.name for path in sheets.iterdir()) == ["GEN-2-second-stage-scalar.png", "REC.png"]
     beside = evaluate("compare", tmp_path / "x.json", tmp_path / "x.json")
     assert "Copying (tiny)" in beside.stdout, beside.output
+    assert "Copying (pixels)" in beside.stdout
+
+
+def test_where_copying_cannot_be_measured_it_says_why(
+    run: Path, half: Path, words: list[object], extractor_file: Path, tmp_path: Path
+) -> None:
+    other = draw_faces(tmp_path / "other", 60, (48, 48))
+    elsewhere = ["--data", other, "--features", extractor_file, "--count", 48, "--cache", tmp_path]
     short = ["--prior", "normal", "--no-kid", "--no-precision-recall"]
-    for subject, options, why in (
-        (run, [], "no pictures were held back from training; --set validation=0.1"),
-        (half, ["--split", "validation"], "--split train"),
-    ):
-        result = evaluate(subject, *words, *short, *options)
-        (line,) = (line for line in result.stderr.splitlines() if line.startswith("copying is not measured: "))
-        assert why in line
-        result = evaluate(subject, *words, *short, *options, "--no-copying")
+    cases = (
+        (run, words, "it takes 10 or more pictures that were held back from training; train-vae --set validation=0.1"),
+        (half, [*words, "--split", "validation"], "it compares with the pictures of training, --split train"),
+        (half, elsewhere, "--data holds other pictures than training saw"),
+    )
+    for subject, how, why in cases:
+        result = evaluate(subject, *how, *short)
         assert result.exit_code == 0, result.output
-        assert "copying is not measured" not in result.stderr
-    sheets = tmp_path / "sheets"
-    out = ["--no-copying", "--copies", sheets, "--json", tmp_path / "x.json"]
-    assert evaluate(half, *words, *short, *out).exit_code == 0
-    assert sorted(path.name for path in sheets.iterdir()) == ["GEN-1-normal-none.png", "REC.png"]
-    assert_refused(evaluate(half, *words, *out, "--split", "validation"), "--copies draws samples beside training")
+        assert f"copying is not measured: {why}" in result.stderr
+        assert_refused(evaluate(subject, *how, *short, "--copying"), "copying cannot be measured", why)
+        if subject == half:
+            assert_refused(evaluate(subject, *how, *short, "--copies", tmp_path / "x"), "--copies cannot draw", why)
+    result = evaluate(half, *words, *short, "--no-copying", "--json", tmp_path / "x.json")
+    assert result.exit_code == 0, result.output
+    assert "copying is not measured" not in result.stderr
     assert "copying" not in read(tmp_path / "x.json").records[-1]
+    result = evaluate(half, *words, *short, "--count", 20)  # later options win
+    assert "copies are sought of 20 of " in result.stderr
 
 
 def test_fid_is_what_the_inception_graph_gives(

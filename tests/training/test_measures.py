@@ -17,14 +17,16 @@ from PIL import Image
 from skimage import data
 
 from tests.training.conftest import FEATURES, FLAT, SIDE, images, layers, save
+from training.data.dataset import load_data
 from training.errors import DataError
-from training.evaluation.copying import Closest, Copying, Pair, thumbnails
+from training.evaluation.copying import Closest, Copying, Pair, _Space, thumbnails
 from training.evaluation.distances import frechet, kid, precision_recall
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
 from training.evaluation.latents import Tally
-from training.evaluation.reference import Reference, statistics
+from training.evaluation.reference import Reference, held_back, statistics
 from training.evaluation.statistics import Moments, Statistics, collect
+from training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +117,13 @@ def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
         return collect(extractor, batches(pictures)).features
 
     seen, unseen, new = (patches(data.chelsea(), count, seed) for seed, count in enumerate((200, 300, 400)))
-    known, held_back = (Reference(each, np.arange(len(each)), {}) for each in (seen, unseen))
-    copying = Copying(known, features(seen), held_back, features(unseen), 32)
+    known, new_ones = (Reference(each, np.arange(len(each)), {"data": "cat"}) for each in (seen, unseen))
+    copying = Copying([known], features(seen), new_ones, features(unseen), 32)
 
     def shares(pictures: np.ndarray) -> list[float]:
         record = copying(features(pictures), thumbnails(pictures))
-        assert record["unseen"] == 300
+        for key in ("copying_deviation", "copying_pixels_deviation"):
+            assert 0 <= record[key] < 0.03
         return [record["copying"], record["copying_pixels"]]
 
     assert shares(seen) == pytest.approx([1, 1], abs=0.02)  # some of the unseen are the same patches
@@ -130,24 +133,59 @@ def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
     assert shares(np.concatenate([seen, new[:200]])) == pytest.approx([0.75, 0.75], abs=0.1)
     noise = np.random.default_rng(0).integers(0, 256, new.shape, np.uint8)
     assert max(shares(noise)) < 0.1
+    # Mirror images are copies where they were trained on.
+    mirrored = seen[:, :, ::-1]
+    assert shares(mirrored)[1] < 0.9
+    both = np.concatenate([features(seen), features(mirrored)])
+    copying = Copying([known, known.mirror()], both, new_ones, features(unseen), 32)
+    assert shares(mirrored) == pytest.approx([1, 1], abs=0.02)
+
+
+def test_the_deviation_is_that_over_draws() -> None:
+    """Of the pictures of a set, and of those that were held back."""
+    rng = np.random.default_rng(0)
+    seen = rng.standard_normal((200, 4)).astype(np.float32)
+    found = []
+    for _ in range(300):
+        space = _Space(seen, rng.standard_normal((30, 4)).astype(np.float32))
+        found.append(space(1.2 * rng.standard_normal((80, 4)).astype(np.float32)))
+    assert np.std([each["share"] for each in found]) == pytest.approx(
+        np.mean([each["deviation"] for each in found]), rel=0.15
+    )
+
+
+def test_what_was_held_back_is_validation_or_else_test(tmp_path: Path) -> None:
+    pictures = patches(data.chelsea(), 90)
+    for tests, found in ((10, "test"), (9, None)):
+        file = tmp_path / f"{tests}.npz"
+        np.savez(file, x_train=pictures[:40], x_test=pictures[40 : 40 + tests])
+        recipe = RECIPES["smoke"]()
+        splits = load_data(file, recipe, cache=tmp_path)
+        unseen, why_not = held_back(splits, "train", recipe, splits.train.digest)
+        assert (unseen and unseen.card["split"]) == found
+        assert bool(why_not) == (found is None)
+        assert held_back(splits, "train", recipe, "")[1] == "--data holds other pictures than training saw"
+    splits = load_data(file, recipe.set(["validation=0.4"]), cache=tmp_path)
+    unseen, _ = held_back(splits, "train", recipe, splits.train.digest)
+    assert unseen
+    assert (unseen.card["split"], unseen.card["count"]) == ("validation", len(splits.validation or ()))
 
 
 def test_what_is_closest_is_drawn_beside_its_picture(tmp_path: Path) -> None:
     """Three copies among new pictures come first, whichever batch they are in."""
     seen, new = patches(data.chelsea(), 100, 0), patches(data.astronaut(), 90, 1)
-    closest = Closest(Reference(seen, np.arange(0, 100, 2), {}), 32)
-    shown = np.concatenate([new[:40], seen[[10]], new[40:], seen[[20, 30]], seen[[31]]])
+    known = Reference(seen, np.arange(0, 100, 2), {"data": "cat"})
+    closest = Closest([known, known.mirror()], 32)
+    shown = np.concatenate([new[:40], seen[[10]], new[40:], seen[[20]], seen[[30]][:, :, ::-1], seen[[31]]])
     pairs: list[Pair] = []
     for some in batches(shown, 20):
         pairs = closest.best(pairs, some, thumbnails(some))
     assert len(pairs) == 32
-    assert sorted(index for _, _, index in pairs[:3]) == [5, 10, 15]
+    assert sorted(index for _, _, index in pairs[:3]) == [5, 10, 50 + 15]
     closest.draw(tmp_path / "sheet.png", pairs)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    first = sheet[2 : 2 + SIDE, 2 : 2 + 2 * SIDE]
-    assert np.array_equal(first[:, :SIDE], first[:, SIDE:])
-    last = sheet[2 : 2 + SIDE, 2 + 3 * (2 * SIDE + 2) :][:, : 2 * SIDE]  # the fourth is no copy
-    assert not np.array_equal(last[:, :SIDE], last[:, SIDE:])
+    shown_first = [sheet[2 : 2 + SIDE, 2 + at * (2 * SIDE + 2) :][:, : 2 * SIDE] for at in range(4)]
+    assert [np.array_equal(pair[:, :SIDE], pair[:, SIDE:]) for pair in shown_first] == [True, True, True, False]
 
 
 @given(side=st.integers(1, 70), channels=st.sampled_from([1, 3]), seed=st.integers(0, 2**32 - 1))

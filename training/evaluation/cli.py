@@ -102,8 +102,9 @@ def main() -> None:
 @click.option("--precision-recall/--no-precision-recall", default=True, help="Measure improved precision and recall.")
 @click.option(
     "--copying/--no-copying",
-    default=True,
-    help="Measure whether samples are nearer to training pictures than pictures that were held back.",
+    default=None,
+    help="Measure whether samples are nearer to training pictures than pictures that were held back are.  [default: "
+    "where some were]",
 )
 @click.option(
     "--copies",

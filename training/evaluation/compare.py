@@ -21,7 +21,8 @@ _QUANTITIES: tuple[tuple[str, str, str, Callable[[Iterable[float]], float] | Non
     ("KID ({name})", "kid", ".5f", min),
     ("Precision ({name})", "precision", ".3f", max),
     ("Recall ({name})", "recall", ".3f", max),
-    ("Copying ({name})", "copying", ".3f", None),
+    ("Copying ({name})", "copying", ".2f", None),
+    ("Copying (pixels)", "copying_pixels", ".2f", None),
 )
 LATENTS: Column = ("latents", "latents")
 

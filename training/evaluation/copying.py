@@ -3,11 +3,13 @@
 The test of Meehan, Chaudhuri and Dasgupta (A Non-Parametric Test to Detect Data-Copying in Generative Models, 2020),
 over all of the space at once: of a picture of the set and one that was held back, either drawn at random, how likely is
 the former to be nearer to its nearest training picture? .5 for pictures as new as those held back, 1 for copies, and
-less than .5 for pictures that are like no real ones.
+less than .5 for pictures that are like no real ones. Where the training pictures are a part of all, copies of the
+others count as new. Mirror images that were trained on are training pictures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from training.evaluation.reference import Reference
 from training.record.grids import beside
 from training.types import Float32Array, Float64Array, Record, UInt8Array
 
-Pair = tuple[float, UInt8Array, int]  # a distance, a picture, and the index of one in the reference
+Pair = tuple[float, UInt8Array, int]  # a distance, a picture, and which of the training pictures is that near
 
 PAIRS = 32  # that are drawn
 THUMBNAIL = 16  # height and width of the pictures of which the pixels are compared
@@ -27,7 +29,7 @@ class Copying:
     """Compares sets of pictures with the training pictures, in features and in pixels.
 
     Args:
-        seen: Training pictures.
+        seen: Training pictures, and their mirror images where these were trained on.
         seen_features: Their features, [n, f].
         unseen: Pictures that training never saw.
         unseen_features: Theirs.
@@ -36,28 +38,26 @@ class Copying:
 
     def __init__(
         self,
-        seen: Reference,
+        seen: Sequence[Reference],
         seen_features: Float32Array,
         unseen: Reference,
         unseen_features: Float32Array,
         batch: int,
     ) -> None:
-        self._spaces = {
-            "features": _Space(seen_features, unseen_features),
-            "pixels": _Space(*(_all_thumbnails(each, batch) for each in (seen, unseen))),
-        }
-        self._unseen = len(unseen)
+        pixels, others = _all_thumbnails(seen, batch), _all_thumbnails([unseen], batch)
+        self._features, self._pixels = _Space(seen_features, unseen_features), _Space(pixels, others)
+        self._card = unseen.card
 
     def __call__(self, features: Float32Array, pixels: Float32Array) -> Record:
         """Return what a record says of a set of pictures, by its features [n, f] and its thumbnails."""
-        found = {
-            name: space(points) for (name, space), points in zip(self._spaces.items(), (features, pixels), strict=True)
-        }
+        in_features, in_pixels = self._features(features), self._pixels(pixels)
         return {
-            "copying": found["features"]["share"],
-            "copying_pixels": found["pixels"]["share"],
-            "copying_distances": {name: {key: each[key] for key in ("set", "unseen")} for name, each in found.items()},
-            "unseen": self._unseen,
+            "copying": in_features.pop("share"),
+            "copying_deviation": in_features.pop("deviation"),
+            "copying_pixels": in_pixels.pop("share"),
+            "copying_pixels_deviation": in_pixels.pop("deviation"),
+            "copying_distances": {"features": in_features, "pixels": in_pixels},
+            "unseen": self._card,
         }
 
 
@@ -66,30 +66,43 @@ class _Space:
 
     def __init__(self, seen: Float32Array, unseen: Float32Array) -> None:
         self._seen = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(seen)
-        self._unseen = np.sort(self._distances(unseen))
+        self._unseen = self._distances(unseen)
 
     def __call__(self, points: Float32Array) -> dict[str, float]:
-        """Return the share of pairs in which a point is nearer than an unseen one, and both median distances."""
+        """Return in how many pairs a point is nearer than an unseen one, its standard deviation, and median distances.
+
+        A pair that is as near counts as half. The deviation is DeLong's, of both samples (DeLong et al. 1988).
+        """
         distances = self._distances(points)
-        nearer, as_near = (
-            len(self._unseen) - np.searchsorted(self._unseen, distances, side) for side in ("right", "left")
-        )
-        share = (nearer + as_near).mean() / (2 * len(self._unseen))  # a pair that is as near counts as half
-        return {"share": float(share), "set": float(np.median(distances)), "unseen": float(np.median(self._unseen))}
+        nearer, farther = 1 - _share_below(self._unseen, distances), _share_below(distances, self._unseen)
+        variance = nearer.var() / len(nearer) + farther.var() / len(farther)
+        return {
+            "share": float(nearer.mean()),
+            "deviation": float(np.sqrt(variance)),
+            "set": float(np.median(distances)),
+            "unseen": float(np.median(self._unseen)),
+        }
 
     def _distances(self, points: Float32Array) -> Float64Array:
         return np.asarray(self._seen.kneighbors(points)[0][:, 0], np.float64)
+
+
+def _share_below(values: Float64Array, bounds: Float64Array) -> Float64Array:
+    """Return for each bound the share of the values below it; those equal to it count as half."""
+    ordered = np.sort(values)
+    counts = np.searchsorted(ordered, bounds, "left") + np.searchsorted(ordered, bounds, "right")
+    return np.asarray(counts / (2 * len(values)), np.float64)
 
 
 class Closest:
     """The pictures of a set that are nearest to a training picture in pixels, each with that picture.
 
     Args:
-        seen: Training pictures.
+        seen: Training pictures, and their mirror images where these were trained on.
         batch: Pictures in a batch.
     """
 
-    def __init__(self, seen: Reference, batch: int) -> None:
+    def __init__(self, seen: Sequence[Reference], batch: int) -> None:
         self._seen = seen
         self._space = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_all_thumbnails(seen, batch))
 
@@ -103,11 +116,12 @@ class Closest:
     def draw(self, path: Path, pairs: list[Pair]) -> None:
         """Write pairs, the picture of training on the right."""
         _, ours, indices = zip(*pairs, strict=True)
-        beside(path, np.stack(ours), self._seen.images[self._seen.chosen[list(indices)]])
+        theirs = [self._seen[index // len(self._seen[0])][index % len(self._seen[0])] for index in indices]
+        beside(path, np.stack(ours), np.stack(theirs))
 
 
-def _all_thumbnails(pictures: Reference, batch: int) -> Float32Array:
-    return np.concatenate([*map(thumbnails, pictures.batches(batch))])
+def _all_thumbnails(parts: Sequence[Reference], batch: int) -> Float32Array:
+    return np.concatenate([thumbnails(images) for part in parts for images in part.batches(batch)])
 
 
 def thumbnails(images: UInt8Array) -> Float32Array:

@@ -38,7 +38,7 @@ class Plan:
         modes: Latent normalisations; none means all of them for the second stage.
         kid: Whether to measure the kernel inception distance.
         precision_recall: Whether to measure precision and recall.
-        copying: Whether to compare with training pictures and such that were held back, where there are any.
+        copying: Whether to compare with training pictures and such that were held back; None where there are any.
         latent_noise: Whether second-stage samples get the noise of their likelihood.
         seed: The seed of the samples and of KID's subsets.
         plain: Whether to measure stage 1's own decoder where the run has a sharpened one.
@@ -56,7 +56,7 @@ class Plan:
     modes: tuple[str, ...]
     kid: bool
     precision_recall: bool
-    copying: bool
+    copying: bool | None
     latent_noise: bool
     plain: bool
     seed: int
@@ -74,6 +74,7 @@ class Evaluator:
         extractor: Computes the features of both.
         say: Takes lines of progress where there is no terminal for a bar.
         unseen: Pictures that training never saw, where copying is measured: then the reference are such that it saw.
+        flip: Whether it saw their mirror images too.
 
     Attributes:
         no_distance: Why there is no Frechet distance, as there are too few pictures; empty if there are enough.
@@ -89,6 +90,7 @@ class Evaluator:
         extractor: Extractor,
         say: Callable[[str], None] = lambda line: None,
         unseen: Reference | None = None,
+        flip: bool = False,
     ) -> None:
         fewest = min(len(reference), plan.count)
         least = NEIGHBOURS + 1 if plan.precision_recall else 2
@@ -96,16 +98,18 @@ class Evaluator:
             what = "precision and recall take" if plan.precision_recall else "a variance takes"
             raise DataError(f"{what} {least} pictures or more. Received: {fewest}; {reference.more}")
         self.no_distance = too_few(fewest, extractor, reference.more)
-        if self.no_distance and not (plan.kid or plan.precision_recall):
+        if self.no_distance and not (plan.kid or plan.precision_recall or unseen):
             raise DataError(f"{self.no_distance}; or measure KID, which takes fewer")
         self.plan, self.reference, self.extractor, self.say = plan, reference, extractor, say
         self.console = Console(stderr=True)
         self.known = self._known(reference, "reference")
+        seen = [reference, reference.mirror()] if flip else [reference]
         self.copying: Copying | None = None
         if unseen:
             others = self._known(unseen, unseen.card["split"])
-            self.copying = Copying(reference, self.known.features, unseen, others.features, plan.batch)
-        self.closest = Closest(reference, plan.batch) if plan.copies else None
+            features = [self.known.features, *(self._known(each, "mirror images").features for each in seen[1:])]
+            self.copying = Copying(seen, np.concatenate(features), unseen, others.features, plan.batch)
+        self.closest = Closest(seen, plan.batch) if plan.copies else None
 
     def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
@@ -126,7 +130,7 @@ class Evaluator:
         if plan.precision_recall:
             precision, recall = distances.precision_recall(self.known.features, found.features)
             record |= {"precision": precision, "recall": recall, "neighbours": NEIGHBOURS}
-        if self.copying:
+        if self.copying and "epoch" not in protocol:
             record |= self.copying(found.features, np.concatenate(pixels))
         return record | {
             "count": found.count,

@@ -12,7 +12,7 @@ from training.evaluation.compare import Measured
 from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
-from training.evaluation.reference import applied, choose, held_back
+from training.evaluation.reference import applied, choose, held_back, not_trained_on
 from training.evaluation.snapshots import figure2
 from training.evaluation.subjects import BundleSubject, RunSubject
 from training.files import write_json
@@ -52,10 +52,6 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     subject = RunSubject(run, plan) if run else BundleSubject(model, plan)
     if not run:
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
-    if plan.copies and plan.split != "train":
-        raise DataError(
-            f"--copies draws samples beside training pictures. Received: --split {plan.split}; leave it out"
-        )
     extractor = (Inception if plan.inception else OnnxExtractor)(plan.extractor, subject.pictures.side)
     with reading() as advance:
         splits = load_data(data, subject.pictures, skip_unreadable=True, cache=plan.cache, advance=advance)
@@ -63,10 +59,19 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     reference = choose(splits, plan.split, plan.count, subject.pictures)
     if settings := applied(subject.pictures):
         say(f"the run's settings leave out pictures here too: {settings}")
-    unseen, why_not = held_back(splits, plan.split, subject.pictures) if plan.copying else (None, "")
-    if why_not:
-        say(f"copying is not measured: {why_not}")
-    evaluator = Evaluator(plan, reference, extractor, say, unseen)
+    if plan.copies and (why_not := not_trained_on(splits, plan.split, subject.trained_on)):
+        raise DataError(f"--copies cannot draw what is nearest to training pictures: {why_not}; leave it out")
+    unseen = None
+    if plan.copying is not False:
+        unseen, why_not = held_back(splits, plan.split, subject.pictures, subject.trained_on)
+        if why_not and plan.copying:
+            raise DataError(f"copying cannot be measured: {why_not}; or leave out --copying")
+        if why_not:
+            say(f"copying is not measured: {why_not}")
+    if (unseen or plan.copies) and len(reference) < reference.card["of"]:
+        total = reference.card["of"]
+        say(f"copies are sought of {len(reference):,} of {total:,} training pictures; --count {total} sees all")
+    evaluator = Evaluator(plan, reference, extractor, say, unseen, subject.pictures.flip)
     if evaluator.no_distance and plan.snapshots:
         raise DataError(f"--snapshots draws Frechet distances, and there is none: {evaluator.no_distance}")
     if evaluator.no_distance:

@@ -7,7 +7,7 @@ out of date; a damaged file is computed again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from training.recipe import Recipe
 from training.types import IndexArray, UInt8Array
 
 UNSEEN = 2000  # pictures at most that were held back, to tell copies by
+LEAST_UNSEEN = 10  # with fewer, any two models look alike
 
 Through = Callable[[Iterable[UInt8Array]], Iterable[UInt8Array]]
 
@@ -37,20 +38,33 @@ class Reference:
         chosen: Indices of the pictures of the reference, in rising order.
         card: What every record says of the reference: the data's digest, the split, counts, how pictures were read.
         more: What to do for more pictures.
+        mirrored: Whether their mirror images are meant.
     """
 
     images: UInt8Array
     chosen: IndexArray
     card: dict[str, Any]
     more: str = "bring more pictures"
+    mirrored: bool = False
 
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def __getitem__(self, at: int) -> UInt8Array:
+        """Return a picture of the reference, uint8 [side, side, channels]."""
+        return self._turned(self.images[self.chosen[at]])
+
     def batches(self, size: int) -> Iterator[UInt8Array]:
         """Yield the pictures, `size` at a time."""
         for at in range(0, len(self), size):
-            yield np.asarray(self.images[self.chosen[at : at + size]])
+            yield self._turned(self.images[self.chosen[at : at + size]])
+
+    def mirror(self) -> Reference:
+        """Return the mirror images of the pictures."""
+        return replace(self, mirrored=not self.mirrored, card={**self.card, "data": f"{self.card['data']}-mirrored"})
+
+    def _turned(self, images: UInt8Array) -> UInt8Array:
+        return np.asarray(images[..., ::-1, :] if self.mirrored else images)
 
 
 def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
@@ -80,15 +94,32 @@ def choose(splits: Splits, split: str, count: int, recipe: Recipe) -> Reference:
     return Reference(dataset.images, np.arange(taken) * total // taken, card, " and ".join(remedies))
 
 
-def held_back(splits: Splits, split: str, recipe: Recipe) -> tuple[Reference | None, str]:
-    """Return pictures that training never saw, for a reference of a split; or None, and why there are none."""
-    if split != "train":
-        return None, "it compares with the pictures of training, --split train"
+def held_back(splits: Splits, split: str, recipe: Recipe, trained_on: str) -> tuple[Reference | None, str]:
+    """Return pictures that training never saw, for a reference that it did see; or None, and why there are none.
+
+    Args:
+        splits: The pictures.
+        split: That of the reference.
+        recipe: It has read them.
+        trained_on: The digest of the pictures that training saw.
+    """
+    if why_not := not_trained_on(splits, split, trained_on):
+        return None, why_not
     for name in ("validation", "test"):
         dataset: Dataset | None = getattr(splits, name)
-        if dataset is not None and len(dataset) > 1:
+        if dataset is not None and len(dataset) >= LEAST_UNSEEN:
             return choose(splits, name, UNSEEN, recipe), ""
-    return None, "no pictures were held back from training; --set validation=0.1 of train-vae does that with a tenth"
+    return None, (
+        f"it takes {LEAST_UNSEEN} or more pictures that were held back from training; train-vae --set validation=0.1 "
+        "holds back a tenth"
+    )
+
+
+def not_trained_on(splits: Splits, split: str, trained_on: str) -> str:
+    """Return why a split is not of the pictures that training saw; empty if it is."""
+    if split != "train":
+        return "it compares with the pictures of training, --split train"
+    return "" if splits.train.digest == trained_on else "--data holds other pictures than training saw"
 
 
 def applied(recipe: Recipe) -> str:
@@ -101,10 +132,14 @@ def applied(recipe: Recipe) -> str:
     return ", ".join(parts)
 
 
-def pictures_of(card: Card) -> Recipe:
-    """Return a recipe that reads and splits pictures as the bundle's own did. Its other settings mean nothing."""
+def pictures_of(card: Card, split: bool = False) -> Recipe:
+    """Return a recipe that reads pictures as the bundle's own did, and on request splits them so.
+
+    Its other settings are without meaning.
+    """
     height, _, channels = card.image_shape
-    known = {key: card.recipe[key] for key in ("crop", "resize", "limit", "validation") if key in card.recipe}
+    keys = ("crop", "resize", *(("limit", "validation", "flip") if split else ()))
+    known = {key: card.recipe[key] for key in keys if key in card.recipe}
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     return Recipe(card.name, side=height, channels=channels, **known)
 

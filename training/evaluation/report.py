@@ -52,9 +52,17 @@ def _row(record: Record) -> Row:
         mode += f", noise {record['latent_noise']:.3f}"
     kid = f"{record['kid']:.5f} ± {record['kid_deviation']:.5f}" if "kid" in record else "-"
     shares = [f"{record[key]:.3f}" if key in record else "-" for key in ("precision", "recall")]
-    shares.append(f"{record['copying']:.2f} / {record['copying_pixels']:.2f}" if "copying" in record else "-")
+    shares.append(_copying(record))
     value = "-" if record["value"] is None else f"{record['value']:.4g}"
     return [name, record.get("prior", "-"), mode, value, kid, *shares, str(record["count"])]
+
+
+def _copying(record: Record) -> str:
+    """Return in how many pairs a picture is nearer than one that was held back, in features and in pixels."""
+    if "copying" not in record:
+        return "-"
+    both = ((record[key], record[f"{key}_deviation"]) for key in ("copying", "copying_pixels"))
+    return " / ".join(f"{share:.2f} ± {deviation:.2f}" for share, deviation in both)
 
 
 def _cell(value: Any) -> str:
@@ -97,8 +105,8 @@ def protocol(record: Record) -> str:
         parts.append(f"Precision and recall: {record['neighbours']} neighbours.")
     if "copying" in record:
         parts.append(
-            "Copying, in features / in pixels: how likely a picture is nearer to those of training than one of "
-            f"{record['unseen']} that were held back: .5 for new ones, 1 for copies."
+            "Copying, in features / in pixels: how likely a picture is nearer to one of these than a "
+            f"{record['unseen']['split']} picture is, of {record['unseen']['count']}: .5 for new ones, 1 for copies."
         )
     return " ".join(parts)
 

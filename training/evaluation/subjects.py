@@ -33,6 +33,7 @@ class RunSubject:
         name: The name of its folder.
         pictures: The recipe to read pictures with.
         recipe: The same recipe as JSON-ready values.
+        trained_on: The digest of the pictures that it was trained on.
 
     Raises:
         RunError: the run is not finished, lacks a prior or the snapshots asked for, holds measurements that cannot be
@@ -44,6 +45,7 @@ class RunSubject:
         self.name = run.path.resolve().name
         self.pictures = run.recipe
         self.recipe: dict[str, Any] = run.recipe.to_dict()
+        self.trained_on: str = run.config["data"]["digest"]
         self.first = FirstStage(run.load_networks(1), run.decoder(plan.plain))
         self.made_by = {} if plan.plain else _made_by(self.recipe)
         names = self._priors()
@@ -113,8 +115,9 @@ class BundleSubject:
 
     Attributes:
         name: The name of its file, as a run may have the model's own.
-        pictures: A recipe that reads pictures as the bundle's own did.
+        pictures: A recipe that reads and splits pictures as the bundle's own did.
         recipe: The recipe on the bundle's card.
+        trained_on: The digest of the pictures that it was trained on.
 
     Raises:
         BundleError: the file is not a bundle.
@@ -125,7 +128,8 @@ class BundleSubject:
         bundle = load(path)
         self.plan, self.card = plan, bundle.card
         self.name, self.recipe = path.name, bundle.card.recipe
-        self.pictures = pictures_of(bundle.card)
+        self.pictures = pictures_of(bundle.card, split=True)
+        self.trained_on = str(bundle.card.dataset.get("digest", ""))
         self.engine = Engine(bundle, batch=plan.batch)
 
     def records(self, evaluator: Evaluator) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 """What a run's own records say is wrong with it, each in one line with the setting to change.
 
 The rules compare a record with what theory or experience expects. They are said as training goes on, once each, and
-again at its end, where those that have mended themselves are left out.
+again at its end, where those that have mended themselves are left out; an explosion is not mended.
 """
 
 from __future__ import annotations
