@@ -21,6 +21,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FIRST_STAGES = ("vae", "ae", "rae-l2", "rae-gp", "rae-sn")
 BALANCES = ("computed", "learned", "fixed", "annealed")
 PRIORS = ("second-stage", "gaussian", "gmm")
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
 BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")  # the first that a run has is its default
 
 
@@ -235,6 +236,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a setting that no run can be made from."""
+        for key, kind in typing.get_type_hints(Recipe).items():
+            if not _fits(getattr(self, key), kind):
+                raise RecipeError(f"{key} takes {_words(kind)}. Received: {getattr(self, key)!r}")
         if self.side < 16 or self.side > 256 or self.side & (self.side - 1):
             raise RecipeError(f"side must be a power of two from 16 to 256. Received: {self.side}")
         if self.channels not in (1, 3):
@@ -313,14 +317,31 @@ def _check(key: str, value: Any, known: Setting) -> None:
             raise RecipeError(f"{key} must be below 1. Received: {value}")
 
 
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a value is of a setting's type; a whole number is a number too, and a truth value is neither."""
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (bool, int, str):
+        return type(value) is kind
+    return isinstance(value, tuple) and all(_fits(each, _item(kind)) for each in value)
+
+
+def _words(kind: Any) -> str:
+    several = {int: "whole numbers a,b,c,d", str: "words a,b"}
+    return WORDS[kind] if kind in WORDS else several[_item(kind)]
+
+
+def _item(kind: Any) -> Any:
+    """Return the type of the items of tuple[item, ...]."""
+    return typing.get_args(kind)[0]
+
+
 def _parse(key: str, kind: Any, text: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if kind in (int, float, str):
             return kind(text)
-        (item, _) = typing.get_args(kind)  # tuple[item, ...]
-        return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+        return tuple(_item(kind)(part.strip()) for part in text.split(",") if part.strip())
     except (KeyError, ValueError):
-        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "whole numbers a,b,c,d")
-        raise RecipeError(f"{key} takes {wanted}. Received: {text!r}") from None
+        raise RecipeError(f"{key} takes {_words(kind)}. Received: {text!r}") from None

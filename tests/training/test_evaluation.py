@@ -12,10 +12,12 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from serve.bundle import CARD_KEY
 from tests.conftest import assert_clear_error, command, draw_faces, inside
 from training.evaluation import evaluator
 from training.evaluation.cli import main
@@ -230,6 +232,18 @@ def test_where_copying_cannot_be_measured_it_says_why(
     assert "copying" not in read(tmp_path / "x.json").records[-1]
     result = evaluate(half, *words, *short, "--count", 20)  # later options win
     assert "copies are sought of 20 of " in result.stderr
+
+
+def test_a_bundle_of_another_maker_with_a_strange_recipe(
+    smoke_bundle: Path, words: list[object], tmp_path: Path
+) -> None:
+    """A card's recipe is any object; what is read of it to read pictures has to be of the right type."""
+    model, other = onnx.load(smoke_bundle), tmp_path / "other.onnx"
+    card = next(each for each in model.metadata_props if each.key == CARD_KEY)
+    values = json.loads(card.value)
+    card.value = json.dumps({**values, "recipe": {**values["recipe"], "crop": None}})
+    onnx.save(model, other)
+    assert_refused(evaluate(other, *words), "crop takes whole numbers a,b,c,d. Received: None")
 
 
 def test_fid_is_what_the_inception_graph_gives(

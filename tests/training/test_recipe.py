@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from training.errors import RecipeError
@@ -50,3 +52,20 @@ def test_named_recipes_take_what_they_are_made_of(name: str) -> None:
     made = recipe(name)
     assert made.name == name
     assert Recipe.from_dict(made.to_dict()) == made == made.set(["epochs=1"]).set([f"epochs={made.epochs}"])
+
+
+WRONG = [("side", "32"), ("side", 32.0), ("crop", None), ("crop", (0, 0, 0, "9")), ("flip", 1), ("limit", True)]
+WRONG += [("resize", 3), ("lr", "4e-4"), ("validation", False), ("priors", "gmm"), ("name", None)]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG)
+def test_a_value_of_another_type_is_refused(key: str, value: object) -> None:
+    """As a file may hold any, which others wrote or changed."""
+    values = {**recipe("smoke").to_dict(), key: list(value) if isinstance(value, tuple) else value}
+    with pytest.raises(RecipeError, match=rf"^{key} takes .*Received: "):
+        Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_read_as_it_was_written(name: str) -> None:
+    assert Recipe.from_dict(json.loads(json.dumps(recipe(name).to_dict()))) == recipe(name)
