@@ -19,7 +19,7 @@ from skimage import data
 from tests.training.conftest import FEATURES, FLAT, SIDE, images, layers, save
 from training.data.dataset import load_data
 from training.errors import DataError
-from training.evaluation.copying import Closest, Copying, Pair, _Space, thumbnails
+from training.evaluation.copying import Closest, Copying, Pair, _Space, all_thumbnails, thumbnails
 from training.evaluation.distances import frechet, kid, precision_recall
 from training.evaluation.extractors import OnnxExtractor
 from training.evaluation.inception import Inception
@@ -117,8 +117,8 @@ def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
         return collect(extractor, batches(pictures)).features
 
     seen, unseen, new = (patches(data.chelsea(), count, seed) for seed, count in enumerate((200, 300, 400)))
-    known, new_ones = (Reference(each, np.arange(len(each)), {"data": "cat"}) for each in (seen, unseen))
-    copying = Copying([known], features(seen), new_ones, features(unseen), 32)
+    others = (features(unseen), thumbnails(unseen), {"data": "cat"})
+    copying = Copying(features(seen), thumbnails(seen), *others)
 
     def shares(pictures: np.ndarray) -> list[float]:
         record = copying(features(pictures), thumbnails(pictures))
@@ -136,8 +136,8 @@ def test_copies_are_told_from_new_pictures(extractor: OnnxExtractor) -> None:
     # Mirror images are copies where they were trained on.
     mirrored = seen[:, :, ::-1]
     assert shares(mirrored)[1] < 0.9
-    both = np.concatenate([features(seen), features(mirrored)])
-    copying = Copying([known, known.mirror()], both, new_ones, features(unseen), 32)
+    both = np.concatenate([seen, mirrored])
+    copying = Copying(features(both), thumbnails(both), *others)
     assert shares(mirrored) == pytest.approx([1, 1], abs=0.02)
 
 
@@ -175,7 +175,8 @@ def test_what_is_closest_is_drawn_beside_its_picture(tmp_path: Path) -> None:
     """Three copies among new pictures come first, whichever batch they are in."""
     seen, new = patches(data.chelsea(), 100, 0), patches(data.astronaut(), 90, 1)
     known = Reference(seen, np.arange(0, 100, 2), {"data": "cat"})
-    closest = Closest([known, known.mirror()], 32)
+    parts = [known, known.mirror()]
+    closest = Closest(parts, all_thumbnails(parts, 32))
     shown = np.concatenate([new[:40], seen[[10]], new[40:], seen[[20]], seen[[30]][:, :, ::-1], seen[[31]]])
     pairs: list[Pair] = []
     for some in batches(shown, 20):

@@ -29,24 +29,23 @@ class Copying:
     """Compares sets of pictures with the training pictures, in features and in pixels.
 
     Args:
-        seen: Training pictures, and their mirror images where these were trained on.
-        seen_features: Their features, [n, f].
-        unseen: Pictures that training never saw.
-        unseen_features: Theirs.
-        batch: Pictures in a batch.
+        seen_features: Those of training pictures, [n, f].
+        seen_pixels: Their thumbnails, [n, values].
+        unseen_features: Those of pictures that training never saw.
+        unseen_pixels: Their thumbnails.
+        card: What a record says of the latter.
     """
 
     def __init__(
         self,
-        seen: Sequence[Reference],
         seen_features: Float32Array,
-        unseen: Reference,
+        seen_pixels: Float32Array,
         unseen_features: Float32Array,
-        batch: int,
+        unseen_pixels: Float32Array,
+        card: Record,
     ) -> None:
-        pixels, others = _all_thumbnails(seen, batch), _all_thumbnails([unseen], batch)
-        self._features, self._pixels = _Space(seen_features, unseen_features), _Space(pixels, others)
-        self._card = unseen.card
+        self._features, self._pixels = _Space(seen_features, unseen_features), _Space(seen_pixels, unseen_pixels)
+        self._card = card
 
     def __call__(self, features: Float32Array, pixels: Float32Array) -> Record:
         """Return what a record says of a set of pictures, by its features [n, f] and its thumbnails."""
@@ -99,12 +98,12 @@ class Closest:
 
     Args:
         seen: Training pictures, and their mirror images where these were trained on.
-        batch: Pictures in a batch.
+        pixels: Their thumbnails, [n, values].
     """
 
-    def __init__(self, seen: Sequence[Reference], batch: int) -> None:
+    def __init__(self, seen: Sequence[Reference], pixels: Float32Array) -> None:
         self._seen = seen
-        self._space = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(_all_thumbnails(seen, batch))
+        self._space = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(pixels)
 
     def best(self, before: list[Pair], images: UInt8Array, pixels: Float32Array) -> list[Pair]:
         """Return the nearest of the pairs before and of images [n, h, w, c], by their thumbnails; the nearest first."""
@@ -120,7 +119,8 @@ class Closest:
         beside(path, np.stack(ours), np.stack(theirs))
 
 
-def _all_thumbnails(parts: Sequence[Reference], batch: int) -> Float32Array:
+def all_thumbnails(parts: Sequence[Reference], batch: int) -> Float32Array:
+    """Return the thumbnails of all pictures of the parts, made a batch at a time."""
     return np.concatenate([thumbnails(images) for part in parts for images in part.batches(batch)])
 
 

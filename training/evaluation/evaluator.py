@@ -15,7 +15,7 @@ from rich.progress import track
 
 from training.errors import DataError
 from training.evaluation import distances
-from training.evaluation.copying import Closest, Copying, Pair, thumbnails
+from training.evaluation.copying import Closest, Copying, Pair, all_thumbnails, thumbnails
 from training.evaluation.extractors import Extractor
 from training.evaluation.reference import Reference, statistics
 from training.evaluation.statistics import NEIGHBOURS, Statistics, collect, too_few
@@ -105,11 +105,16 @@ class Evaluator:
         self.known = self._known(reference, "reference")
         seen = [reference, reference.mirror()] if flip else [reference]
         self.copying: Copying | None = None
+        self.closest: Closest | None = None
+        if unseen or plan.copies:
+            pixels = all_thumbnails(seen, plan.batch)
         if unseen:
-            others = self._known(unseen, unseen.card["split"])
+            others = self._known(unseen, unseen.card["split"]).features
             features = [self.known.features, *(self._known(each, "mirror images").features for each in seen[1:])]
-            self.copying = Copying(seen, np.concatenate(features), unseen, others.features, plan.batch)
-        self.closest = Closest(seen, plan.batch) if plan.copies else None
+            theirs = all_thumbnails([unseen], plan.batch)
+            self.copying = Copying(np.concatenate(features), pixels, others, theirs, unseen.card)
+        if plan.copies:
+            self.closest = Closest(seen, pixels)
 
     def __call__(self, batches: Iterable[UInt8Array], count: int, name: str, **protocol: str | float) -> Record:
         """Return the record of a set of pictures."""
