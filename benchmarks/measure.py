@@ -174,7 +174,7 @@ def trainer() -> str:
     from training.backend import NVIDIA_DRIVER
 
     here = machine()
-    processor = f"{here['cores']} cores of an {here['processor']}"
+    processor = f"{here['cores']} core{'s' if here['cores'] > 1 else ''} of an {here['processor']}"
     if not NVIDIA_DRIVER.exists():
         return processor
     # Another process asks, as the backend would keep most of the GPU's memory.
