@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,14 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 FIRST_STAGES = ("vae", "ae", "rae-l2", "rae-gp", "rae-sn")
 BALANCES = ("computed", "learned", "fixed", "annealed")
 PRIORS = ("second-stage", "gaussian", "gmm")
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+WORDS: dict[Any, str] = {  # for what a setting of each type takes
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    tuple[int, ...]: "whole numbers a,b,c,d",
+    tuple[str, ...]: "words a,b",
+}
 BEST_FIRST = ("second-stage", "gmm", "gaussian", "normal")  # the first that a run has is its default
 
 
@@ -236,9 +244,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise RecipeError for a setting that no run can be made from."""
-        for key, kind in typing.get_type_hints(Recipe).items():
+        for key, kind in _types().items():
             if not _fits(getattr(self, key), kind):
-                raise RecipeError(f"{key} takes {_words(kind)}. Received: {getattr(self, key)!r}")
+                raise RecipeError(f"{key} takes {WORDS[kind]}. Received: {getattr(self, key)!r}")
         if self.side < 16 or self.side > 256 or self.side & (self.side - 1):
             raise RecipeError(f"side must be a power of two from 16 to 256. Received: {self.side}")
         if self.channels not in (1, 3):
@@ -269,7 +277,7 @@ class Recipe:
         Raises:
             RecipeError: an unknown key, a value of another type, or a setting that this recipe does not read.
         """
-        types = typing.get_type_hints(Recipe)
+        types = _types()
         changes: dict[str, Any] = {}
         for assignment in assignments:
             key, equals, text = assignment.partition("=")
@@ -317,6 +325,11 @@ def _check(key: str, value: Any, known: Setting) -> None:
             raise RecipeError(f"{key} must be below 1. Received: {value}")
 
 
+@functools.cache  # as each hint is compiled anew, for every recipe that is made
+def _types() -> dict[str, Any]:
+    return typing.get_type_hints(Recipe)
+
+
 def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a value is of a setting's type; a whole number is a number too, and a truth value is neither."""
     if kind is float:
@@ -324,11 +337,6 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind in (bool, int, str):
         return type(value) is kind
     return isinstance(value, tuple) and all(_fits(each, _item(kind)) for each in value)
-
-
-def _words(kind: Any) -> str:
-    several = {int: "whole numbers a,b,c,d", str: "words a,b"}
-    return WORDS[kind] if kind in WORDS else several[_item(kind)]
 
 
 def _item(kind: Any) -> Any:
@@ -344,4 +352,4 @@ def _parse(key: str, kind: Any, text: str) -> Any:
             return kind(text)
         return tuple(_item(kind)(part.strip()) for part in text.split(",") if part.strip())
     except (KeyError, ValueError):
-        raise RecipeError(f"{key} takes {_words(kind)}. Received: {text!r}") from None
+        raise RecipeError(f"{key} takes {WORDS[kind]}. Received: {text!r}") from None
