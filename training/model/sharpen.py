@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any, Unpack
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from training.model.autoencoder import Autoencoder, Options
@@ -99,9 +100,19 @@ class Sharpener(Autoencoder):
     ) -> None:
         super().__init__(encoder, decoder, **options)
         encoder.trainable = prior.trainable = False
-        self.prior, self.normalisation, self.critic = prior, normalisation, critic
-        self.error, self.feature_matching, self.pixel_matching = error, feature_matching, pixel_matching
+        self.prior, self.critic = prior, critic
+        self.feature_matching, self.pixel_matching = feature_matching, pixel_matching
+        # What was measured is data and no part of the program, which then is found compiled by every run of a recipe.
+        self.error, self.factor, self.shift = (
+            self._measured(name, value)
+            for name, value in (("error", error), ("factor", normalisation.scale), ("shift", normalisation.shift))
+        )
         self.average = _Average(decoder.trainable_variables, averaging)
+
+    def _measured(self, name: str, value: Any) -> Any:
+        weight = self.add_weight(name=name, shape=np.shape(value), initializer="zeros", trainable=False, autocast=False)
+        weight.assign(value)
+        return weight
 
     def call(self, x: Any, training: bool = False) -> tuple[Any, Any]:
         """Return reconstructions of x, from draws of its posterior, and as many samples of the prior."""
@@ -110,7 +121,7 @@ class Sharpener(Autoencoder):
             z = z + ops.exp(log_sd[0]) * normal_like(z, self.noise)
         size = self.prior.input_shape[-1]
         noise = keras.random.normal((ops.shape(z)[0], size), seed=self.noise)
-        drawn = self.prior(noise, training=False) * self.normalisation.scale + self.normalisation.shift
+        drawn = self.prior(noise, training=False) * self.factor + self.shift
         both = self.decoder(ops.concatenate([z, drawn]), training=False)
         count = ops.shape(z)[0]
         return both[:count], both[count:]
