@@ -45,6 +45,12 @@ def test_a_good_run_is_left_in_peace() -> None:
             "exploded in epoch 1, to 860,000 nats on average",
             "a longer warm_up or a lower lr, or another seed",
         ),
+        (
+            advice.kl_exploded,
+            {"kl": [306.0, 22.0] + [40.0] * 18},  # seen once; the error stayed a third above other seeds'
+            "exploded in epoch 1, to 306 nats on average",
+            "a longer warm_up or a lower lr, or another seed",
+        ),
         (advice.few_active, {"active": 7}, "only 7 of 64 latents are active", "kl_weight"),
         (advice.law_broken, {"variance_law": 0.4}, "total variance is 0.40 where 1 is expected", "raise kl_weight"),
         (advice.law_broken, {"variance_law": 2.0}, "total variance is 2.00", "lower lr"),

@@ -16,6 +16,8 @@ from training.types import Record
 FEW_STEPS = 1000
 GAMMA_OVER_ROOT = 1.3  # above which the balance has not arrived at the error
 EXPLODED = 1000  # nats a latent, on average over an epoch; a latent that tells much has ten
+LEAPT = 3  # nats a latent that are too many
+BACK = 0.2  # where a later epoch has this share of them: no training gives up so much of what it learned
 FEW_ACTIVE = 0.25  # of the latents
 LAW = (0.6, 1.4)  # the variance law's mean total variance; 1 where it holds
 RISEN = 1.1  # validation error over its lowest
@@ -54,7 +56,9 @@ def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
 def kl_exploded(schedule: Schedule, records: Sequence[Record]) -> str:
     """A step threw the posteriors far off."""
     worst = max(records, key=lambda record: record.get("kl", 0))
-    if worst.get("kl", 0) <= EXPLODED * worst.get("latents", 1):
+    kl, latents = worst.get("kl", 0), worst.get("latents", 1)
+    back = any(later.get("kl", 0) < BACK * kl for later in records if later["epoch"] > worst["epoch"])
+    if kl <= LEAPT * latents or not (back or kl > EXPLODED * latents):
         return ""
     slower = "a longer warm_up or a lower lr" if schedule.stage == 1 else f"a lower {setting_of(schedule.stage, 'lr')}"
     return (
