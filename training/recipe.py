@@ -200,8 +200,8 @@ class Recipe:
         0, "sharpening", "steps", "minibatches in an epoch of it; 0 makes it one pass", zero=True, counts=_SHARP
     )
     batch3: int = setting(0, "sharpening", "pictures", "in a minibatch of it; 0 takes batch", zero=True, counts=_SHARP)
-    lr3: float = setting(1e-4, "sharpening", "", "learning rate of decoder and critic (Adam)", counts=_SHARP)
-    halve_every3: int = setting(20, "sharpening", "epochs", "between two halvings of lr3", counts=_SHARP)
+    lr3: float = setting(2e-4, "sharpening", "", "learning rate of decoder and critic (Adam)", counts=_SHARP)
+    halve_every3: int = setting(40, "sharpening", "epochs", "between two halvings of lr3", counts=_SHARP)
     critic_dim: int = setting(32, "sharpening", "channels", "width of the critic at full size", counts=_SHARP)
     feature_matching: float = setting(
         2.0,

@@ -12,7 +12,10 @@ import pytest
 from serve import load
 from tests.conftest import command, serving
 
-SMALL = "side=32", "base_dim=4", "fc_dim=16", "second_dim=32", "epochs=1", "epochs2=1", "num_scale=3"
+SMALL = (
+    *("side=32", "base_dim=4", "fc_dim=16", "second_dim=32", "num_scale=3"),
+    *("epochs=1", "epochs2=1", "epochs3=0", "validation=0"),
+)
 
 
 @pytest.mark.slow

@@ -192,7 +192,7 @@ def test_several_processes_make_a_job_together(smoke_bundle: Path, tmp_path: Pat
         subprocess.Popen([*full, "--part", f"{part}/3"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for part in range(3)
     ]
-    said = [each.communicate(timeout=120) for each in parts]
+    said = [each.communicate(timeout=600) for each in parts]
     assert [each.returncode for each in parts] == [0, 0, 0], said
     assert "complete" not in json.loads((out / "manifest.json").read_text())
     assert "0 made" in sample(smoke_bundle, out, *words, n=500).stdout

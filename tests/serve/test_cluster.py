@@ -58,7 +58,7 @@ def test_what_a_cluster_makes_is_what_one_machine_makes(cluster: Any, smoke_bund
     assert len(list(out.glob("*.tar"))) < COUNT // SHARD
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    again = subprocess.run(full, capture_output=True, text=True, timeout=300)
+    again = subprocess.run(full, capture_output=True, text=True, timeout=900)
     assert again.returncode == 0, again.stderr
     assert " were there: " in again.stdout
     assert contents(out) == contents(tmp_path / "once")

@@ -195,7 +195,7 @@ def test_of_many_that_start_together_one_has_the_folder(smoke_bundle: Path, tmp_
         sampling(smoke_bundle, out, "--seed", 3, n=400) as three,
     ):
         ended = {
-            seed: (each.communicate(timeout=300)[1], each.returncode) for seed, each in enumerate((one, two, three), 1)
+            seed: (each.communicate(timeout=900)[1], each.returncode) for seed, each in enumerate((one, two, three), 1)
         }
     (seed,) = [seed for seed, (_, code) in ended.items() if code == 0]
     for other in set(ended) - {seed}:

@@ -75,7 +75,7 @@ def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 @pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_two_devices_train_as_one(backend: str, alone: Callable[..., Path], pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    result = command(*words(pictures, out, "--devices", "2"), timeout=600, KERAS_BACKEND=backend, XLA_FLAGS=QUICK)
+    result = command(*words(pictures, out, "--devices", "2"), timeout=900, KERAS_BACKEND=backend, XLA_FLAGS=QUICK)
     assert result.returncode == 0, result.stderr
     assert_same_training(alone(backend), out)
 
@@ -91,7 +91,7 @@ def test_two_devices_stopped_and_one_goes_on(alone: Callable[..., Path], picture
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stderr.read()
-        process.wait(timeout=120)
+        process.wait(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, rest
     assert not (out / "stage1.keras").exists()
     result = inside(*words(pictures, out))
@@ -112,7 +112,7 @@ def test_two_workers_train_as_one_and_the_first_keeps_the_run(
             with log.open("w") as file:
                 workers.append(subprocess.Popen([BIN / start[0], *start[1:]], stderr=file, env=environment))
         for worker, log in zip(workers, logs, strict=True):
-            assert worker.wait(timeout=300) == 0, log.read_text()
+            assert worker.wait(timeout=900) == 0, log.read_text()
     finally:
         for worker in workers:
             worker.kill()
@@ -137,7 +137,7 @@ def test_two_workers_train_as_one_and_the_first_keeps_the_run(
 def test_errors(
     more: tuple[str, ...], environment: dict[str, str], said: tuple[str, ...], pictures: Path, tmp_path: Path
 ) -> None:
-    assert_clear_error(command(*words(pictures, tmp_path / "run", *more), timeout=300, **environment), *said)
+    assert_clear_error(command(*words(pictures, tmp_path / "run", *more), timeout=900, **environment), *said)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])

@@ -327,7 +327,7 @@ def test_processes_that_measure_one_run_lose_nothing_of_each_other(tmp_path: Pat
         each.stdin.write("\n")
         each.stdin.flush()
     for each in keepers:
-        _, said = each.communicate(timeout=300)
+        _, said = each.communicate(timeout=900)
         assert each.returncode == 0, said
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert {(each["seed"], each["count"]) for each in kept} == {(s, n) for s in range(3) for n in range(records)}

@@ -70,6 +70,7 @@ def test_all_but_the_decoder_stays(sharp: Path, smoke_run: Path) -> None:
     assert same(before.get_weights(), Run(sharp).decoder(plain=True).get_weights())
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_it_is_the_same(
     sharp: Path, smoke_run: Path, words: list[object], tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_stopped_in_the_middle_it_is_the_same(
     assert same(weights(sharp / "sharpened.keras"), weights(cut / "sharpened.keras"))
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_and_another_prior_begins_anew(
     sharp: Path, words: list[object], pictures: Path, tmp_path: Path
 ) -> None:
