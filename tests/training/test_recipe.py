@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,13 @@ def test_a_setting_without_effect_is_refused(others: list[str], settings: list[s
         key = setting.partition("=")[0]
         with pytest.raises(RecipeError, match=f"^{key} changes nothing in this recipe: it counts with "):
             recipe("smoke").set([*others, setting])
+
+
+def test_recipes_are_told_apart_by_what_they_read() -> None:
+    plain = recipe("smoke")
+    assert plain.read() == replace(plain, lr3=1.0, embedding=0.5).read()
+    sharp = plain.set(["epochs3=1"])
+    assert sharp.read() != replace(sharp, lr3=1.0).read()
 
 
 @pytest.mark.parametrize("name", RECIPES)
