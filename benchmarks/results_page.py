@@ -47,8 +47,8 @@ def read(folder: Path, plan: Plan) -> Found:
     for key, run in found.items():
         if key not in rows:
             raise click.ClickException(f"{folder / key}.json is of no row of the plan; remove it")
-        trained = Recipe.from_dict(run["recipe"]).read()
-        if trained != rows[key].resolved.read() or _evaluation(run) != _wanted(rows[key].protocol):
+        trained = Recipe.from_dict(run["recipe"]).effective()
+        if trained != rows[key].resolved.effective() or _evaluation(run) != _wanted(rows[key].protocol):
             raise click.ClickException(f"{folder / key}.json was made with other settings; remove it and run it again")
     for protocol in plan.protocols:
         ours = [key for key in found if rows[key].protocol == protocol]

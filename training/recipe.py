@@ -298,7 +298,7 @@ class Recipe:
         values = dataclasses.asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
-    def read(self) -> dict[str, Any]:
+    def effective(self) -> dict[str, Any]:
         """Return those of its values that count: two recipes of which these are the same train the same run."""
         return {key: getattr(self, key) for key, each in settings(self).items() if each.counts[1](self)}
 

@@ -48,11 +48,11 @@ def test_a_setting_without_effect_is_refused(others: list[str], settings: list[s
             recipe("smoke").set([*others, setting])
 
 
-def test_recipes_are_told_apart_by_what_they_read() -> None:
+def test_recipes_are_told_apart_by_what_counts() -> None:
     plain = recipe("smoke")
-    assert plain.read() == replace(plain, lr3=1.0, embedding=0.5).read()
+    assert plain.effective() == replace(plain, lr3=1.0, embedding=0.5).effective()
     sharp = plain.set(["epochs3=1"])
-    assert sharp.read() != replace(sharp, lr3=1.0).read()
+    assert sharp.effective() != replace(sharp, lr3=1.0).effective()
 
 
 @pytest.mark.parametrize("name", RECIPES)
