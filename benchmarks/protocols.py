@@ -47,6 +47,12 @@ class Protocol:
     departs: str
     variables: str = ""
 
+    @property
+    def command(self) -> str:
+        """The command that makes its rows."""
+        words = f"run --data data/ --features {self.extractor}.onnx --only {self.name}"
+        return f"{self.variables} python benchmarks/results.py {words}".lstrip()
+
 
 @dataclass(frozen=True)
 class Row:
@@ -91,12 +97,6 @@ class Row:
             return ""
         found = re.search(SCORES, RECIPES[self.recipe].__doc__ or "")
         return found[0] if found else ""
-
-    @property
-    def command(self) -> str:
-        """The command that makes it."""
-        words = f"run --data data/ --features {self.protocol.extractor}.onnx --only {self.key}"
-        return f"{self.protocol.variables} python benchmarks/results.py {words}".lstrip()
 
     def training(self, data: str, out: str) -> list[str]:
         """Return the words of `train-vae`."""

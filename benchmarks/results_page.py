@@ -92,7 +92,7 @@ def page(plan: Plan, found: Found, figures: Sequence[str]) -> str:
                 for each in FIGURES
                 if _file(protocol, each) in figures
             ]
-        parts += _missing([row for row in plan.rows if row.protocol == protocol and row.key not in found])
+        parts += _missing(protocol, [row for row in plan.rows if row.protocol == protocol and row.key not in found])
     return "\n\n".join(parts) + "\n"
 
 
@@ -174,8 +174,12 @@ def _where(runs: Sequence[Run]) -> str:
     return ", ".join(dict.fromkeys(places))
 
 
-def _missing(rows: Sequence[Row]) -> list[str]:
-    return ["Not run here:", "\n".join(f"    {row.command}" for row in rows)] if rows else []
+def _missing(protocol: Protocol, rows: Sequence[Row]) -> list[str]:
+    """Return which rows have no file, as the ends of their keys, and the command that makes them."""
+    if not rows:
+        return []
+    ends = ", ".join(row.key.removeprefix(f"{protocol.name}-") for row in rows)
+    return [f"Not run here: {ends}. All of them, or one by `--only {rows[0].key}`:", f"    {protocol.command}"]
 
 
 def draw(folder: Path, plan: Plan, found: Found) -> list[str]:
