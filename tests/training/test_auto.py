@@ -163,6 +163,8 @@ def test_a_warm_start_takes_what_fits_and_says_what_does_not(
     other = inside(*words, tmp_path / "other", "--recipe", "smoke", "--set", "fc_dim=8", "--set", "priors=")
     assert other.returncode == 0, other.stderr
     assert "have other shapes and start from noise: " in other.stderr
+    again = inside(*words, tmp_path / "other", "--recipe", "smoke", "--set", "fc_dim=8", "--set", "priors=")
+    assert again.returncode == 0, again.stderr
     nothing = inside(*words, tmp_path / "no", "--recipe", "smoke", "--set", "base_dim=3", "--set", "latent_dim=3")
     assert_clear_error(nothing, "no layer of", "leave --recipe out")
     missing = inside("train-vae", "--data", pictures, "--from", tmp_path, "--out", tmp_path / "x", "--recipe", "smoke")

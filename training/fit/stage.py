@@ -165,10 +165,14 @@ def _diverged(what: str, schedule: Schedule, at: Position, run: Run) -> None:
     last = run.saved_position(schedule.stage)
     kept = f"the checkpoint of epoch {last.epoch + 1}, minibatch {last.step}, is kept" if last else "none was saved"
     rate = setting_of(schedule.stage, "lr")
+    lower = f"with a lower {rate} ({rate} is {schedule.lr:g})"
     where = " into another --out" if last else ""
+    cure = f"Train anew{where} {lower} or a wider precision"
+    if schedule.stage == 3:  # what comes before it is finished, and stays
+        cure = f"The same command {lower} sharpens anew, with epochs3=0 not at all"
     raise Diverged(
         f"stage {schedule.stage} diverged in epoch {at.epoch + 1}: {what} stopped being finite; {kept} in "
-        f"{run.path}. Train anew{where} with a lower {rate} ({rate} is {schedule.lr:g}) or a wider precision"
+        f"{run.path}. {cure}"
     )
 
 

@@ -38,7 +38,8 @@ from training.record.stage import Position
 from training.settings import text
 from training.types import Record
 
-# What may change when a run is gone on with: only upwards; while stage 2, or sharpening, is not begun; at any time.
+# What may change when a run is gone on with: only upwards; while stage 2 is not begun; while sharpening is not
+# finished, which then begins anew; at any time.
 _MORE = ("epochs", "epochs2", "epochs3")
 _SECOND = (
     "second_dim",
@@ -52,6 +53,7 @@ _SECOND = (
     "gamma2",
 )
 _THIRD = (
+    "epochs3",
     "epoch_steps3",
     "batch3",
     "lr3",
@@ -147,9 +149,11 @@ class Run(Documents):
         before, now = recipe.to_dict(), wanted.to_dict()
         for key in now:
             if before[key] != now[key] and not self._may_change(key, before[key], now[key]):
+                fewer = " to fewer" if key in _MORE else ""
+                anew = ", or delete sharpened.keras and state/stage3.npz there to sharpen anew" if key in _THIRD else ""
                 raise RunError(
                     f"{self.path} holds another run: {key} is {text(before[key])} there and {text(now[key])} here, "
-                    f"and cannot change{' to fewer' if key in _MORE else ''}; choose another --out or the same settings"
+                    f"and cannot change{fewer}; choose another --out or the same settings{anew}"
                 )
         if config["data"] != data:
             raise RunError(f"{self.path} was trained on other pictures than --data holds; choose another --out")
@@ -169,20 +173,25 @@ class Run(Documents):
             self._reopen(2)
         if wanted.epochs3 > recipe.epochs3:
             self._reopen(3)
-        if _best(wanted.priors) != _best(recipe.priors):
-            self._discard(3)  # it was sharpened on samples of another prior than those it is to decode
+        changed = {key for key in _THIRD if before[key] != now[key]}
+        more = changed == {"epochs3"} and wanted.epochs3 > recipe.epochs3
+        # Or it was sharpened on samples of another prior than those it is to decode.
+        if (changed and not more) or _best(wanted.priors) != _best(recipe.priors):
+            self._discard(3)
+        if not self.sharpened:
+            self._forget_metrics(3)
         if wanted != recipe:
             write_json(self.path / "config.json", {**config, "recipe": now})
         return wanted
 
     def _may_change(self, key: str, before: Any, now: Any) -> bool:
-        """Tell whether a setting may change in a run that was begun, without undoing what was trained."""
-        if key in _MORE:
-            return bool(now > before)
+        """Tell whether a setting may change in a run that was begun, without undoing what was finished."""
         if key in _SECOND and not (self._state(2).exists() or self.network_path(2).exists()):
             return True
-        if key in _THIRD and not (self._state(3).exists() or self.sharpened):
+        if key in _THIRD and not self.sharpened:
             return True
+        if key in _MORE:
+            return bool(now > before)
         if key == "warm_up" and self.network_path(1).exists():
             return True  # it is over
         return key in _KEPT or (key == "gmm_components" and not self.prior_path("gmm").exists())
@@ -208,9 +217,10 @@ class Run(Documents):
         self.network_path(stage).unlink()
 
     def _discard(self, stage: int) -> None:
-        """Remove what a stage trained, and what was measured of it."""
+        """Remove what a stage trained, and what was noted and measured of it."""
         self.network_path(stage).unlink(missing_ok=True)
         self._state(stage).unlink(missing_ok=True)
+        self.forget(stage, 0, 0)
         self._forget_metrics(stage)
 
     def _forget_metrics(self, stage: int) -> None:
@@ -323,6 +333,11 @@ class Run(Documents):
             RunError: the file is missing or damaged; stage 1's decoder does not take the place of a sharpened one.
         """
         if self.recipe.epochs3 and not plain:
+            if self.network_path(1).exists() and not self.sharpened:
+                raise RunError(
+                    f"{self.path} is not sharpened yet; run train-vae to its end, or take stage 1's own decoder by "
+                    "--plain"
+                )
             return load_model(self.network_path(3))
         return self.load_networks(1).get_layer("decoder")
 
@@ -354,7 +369,7 @@ class Run(Documents):
 
 
 def _best(priors: Collection[str]) -> str:
-    return next(name for name in BEST_FIRST if name in priors)
+    return next(name for name in BEST_FIRST if name in (*priors, "normal"))  # which every run has
 
 
 def _backend() -> str:
