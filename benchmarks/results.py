@@ -32,7 +32,7 @@ from training.errors import TrainingError
 from training.files import replacing, write_json
 from training.recipe import Recipe
 from training.record.documents import Documents
-from training.record.stage import Schedule, first_schedule, second_schedule
+from training.record.stage import Schedule, first_schedule, latent_count, second_schedule
 
 POINTS = 40  # of a history that are kept
 KEPT = ("epoch", "images", "lr", "mse", "kl", "gamma", "active", "latents", "variance_law", "validation_mse")
@@ -147,8 +147,8 @@ class Job:
         lines = (self.out / "history.jsonl").read_text().splitlines()
         history = [record for record in map(json.loads, lines) if record["stage"] == 1]
         stages = [first_schedule(recipe, pictures)]
-        latent_count = pictures * (2 if recipe.flip else 1)  # mirror images have latents too
-        stages += [second_schedule(recipe, latent_count)] if "second-stage" in recipe.priors else []
+        second = second_schedule(recipe, latent_count(recipe, pictures))
+        stages += [second] if "second-stage" in recipe.priors else []
         return {
             "row": {"name": row.name, "protocol": row.protocol.name, "recipe": row.recipe, "seed": row.seed},
             "commands": [self.done[name]["command"] for name in SCRIPTS],

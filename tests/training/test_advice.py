@@ -6,10 +6,13 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from training.recipes import recipe
 from training.record import advice
 from training.record.advice import AT_END, Rule
 from training.record.stage import Schedule
@@ -102,6 +105,35 @@ def test_an_explosion_is_said_at_once_and_once() -> None:
         adviser.epoch(LONG, seen[done - 1])
         assert len(notes) == expected, notes
     assert "exploded in epoch 1" in notes[0]
+
+
+@pytest.mark.parametrize("policy", ["fixed", "annealed"])
+def test_a_gamma_that_is_held_has_nowhere_to_arrive(policy: str) -> None:
+    assert advice.balance_behind(replace(LONG, balance=policy), records(gamma=1.0)) == ""
+
+
+def test_a_learned_gamma_that_is_behind_can_be_computed() -> None:
+    text = advice.balance_behind(replace(LONG, stage=2, balance="learned"), records(gamma=0.2))
+    assert text.endswith("more steps (raise epochs2), or balance2=computed")
+
+
+def test_an_annealed_divergence_comes_back_from_where_it_was_free() -> None:
+    free = {"kl": [900.0, 600.0, 100.0] + [40.0] * 17}
+    assert "exploded" in advice.kl_exploded(LONG, records(**free))
+    assert advice.kl_exploded(replace(LONG, balance="annealed"), records(**free)) == ""
+    assert "exploded" in advice.kl_exploded(replace(LONG, balance="annealed"), records(kl=[860_000.0] + [120.0] * 19))
+
+
+def test_at_its_end_a_run_hears_of_every_stage_that_was_short() -> None:
+    """Stage 2 has a latent for each mirror image too."""
+
+    settings = ["flip=true", "epochs=10", "batch=10", "epochs2=5", "batch2=10", "epochs3=3", "batch3=10"]
+    history = [{**each, "stage": stage} for stage in (1, 2, 3) for each in records(3, gamma=0.1)]
+    run: Any = SimpleNamespace(
+        recipe=recipe("smoke").set(settings), config={"data": {"count": 1000}}, history=lambda: history
+    )
+    assert [line[:33] for line in advice.at_end(run)] == ["stage 3: 300 steps are few: train"]
+    assert "raise epochs3, or lower batch3 (10)" in "".join(advice.at_end(run))
 
 
 def test_steps_count_and_not_epochs() -> None:

@@ -23,7 +23,7 @@ from training.model.autoencoder import Autoencoder, xla
 from training.model.build import image_autoencoder, latent_vae
 from training.model.latents import Posteriors
 from training.recipe import Recipe
-from training.record.stage import Schedule, first_schedule, second_schedule, third_schedule
+from training.record.stage import Schedule, first_schedule, latent_count, second_schedule, third_schedule
 from training.types import IndexArray, UInt8Array
 
 EPOCHS = 60  # pieces that each stage's steps are counted in; the rate is halved after each third of them
@@ -62,7 +62,8 @@ class Plan:
 
     def __str__(self) -> str:
         recipe = self.recipe
-        first, second = first_schedule(recipe, self.pictures), second_schedule(recipe, self.pictures)
+        first = first_schedule(recipe, self.pictures)
+        second = second_schedule(recipe, latent_count(recipe, self.pictures))
         steps = [schedule.steps * schedule.epochs for schedule in (first, second)]
         passes = steps[0] * first.size / self.pictures
         facts = [

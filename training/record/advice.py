@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from training.record.run import Run
-from training.record.stage import Observer, Schedule, first_schedule, second_schedule, setting_of
+from training.record.stage import (
+    Observer,
+    Schedule,
+    first_schedule,
+    latent_count,
+    second_schedule,
+    setting_of,
+    third_schedule,
+)
 from training.types import Record
 
 FEW_STEPS = 1000
@@ -44,12 +52,13 @@ def few_steps(schedule: Schedule, records: Sequence[Record]) -> str:
 def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
     """Gamma is far above the root of the error, so the KL divergence weighs more than it should."""
     last = records[-1]
-    if "gamma" not in last or last["gamma"] <= GAMMA_OVER_ROOT * last["mse"] ** 0.5:
+    arrives = {"computed": "balance_momentum=.95", "learned": f"{setting_of(schedule.stage, 'balance')}=computed"}
+    if schedule.balance not in arrives or "gamma" not in last or last["gamma"] <= GAMMA_OVER_ROOT * last["mse"] ** 0.5:
         return ""
     times = last["gamma"] / last["mse"] ** 0.5
     return (
         f"gamma {last['gamma']:.2g} is {times:.1f} times the root of the error: the balance has not arrived, and the "
-        f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or balance_momentum=.95"
+        f"KL divergence weighs too much; more steps (raise {_epochs(schedule)}), or {arrives[schedule.balance]}"
     )
 
 
@@ -58,6 +67,7 @@ def kl_exploded(schedule: Schedule, records: Sequence[Record]) -> str:
     worst = max(records, key=lambda record: record.get("kl", 0))
     kl, latents = worst.get("kl", 0), worst.get("latents", 1)
     back = any(later.get("kl", 0) < BACK * kl for later in records if later["epoch"] > worst["epoch"])
+    back = back and schedule.balance != "annealed"  # there it is free at first, and comes back as it is weighed
     if kl <= LEAPT * latents or not (back or kl > EXPLODED * latents):
         return ""
     slower = "a longer warm_up or a lower lr" if schedule.stage == 1 else f"a lower {setting_of(schedule.stage, 'lr')}"
@@ -117,7 +127,7 @@ def _epochs(schedule: Schedule) -> str:
 AT_ONCE: tuple[Rule, ...] = (kl_exploded,)
 ALONG: tuple[Rule, ...] = (few_steps, few_active, balance_behind, by_heart, slowed_too_soon)
 AT_END: tuple[Rule, ...] = (*AT_ONCE, few_steps, few_active, balance_behind, law_broken, by_heart, slowed_too_soon)
-SHARPENING = 3  # a stage to which no rule applies: its error rises as it should
+SHARPENING = 3  # a stage to which no rule applies along the way: its error rises as it should
 SETTLED = 0.5  # share of a stage after which what is odd has had time to mend
 
 
@@ -149,9 +159,14 @@ class Adviser:
 def at_end(run: Run) -> Iterator[str]:
     """Yield what is wrong with a finished run, a line each."""
     recipe, count = run.recipe, run.config["data"]["count"]
-    for schedule in (first_schedule(recipe, count), second_schedule(recipe, count)):
+    rules = {
+        first_schedule(recipe, count): AT_END,
+        second_schedule(recipe, latent_count(recipe, count)): AT_END,
+        third_schedule(recipe, count): (few_steps,),
+    }
+    for schedule, those in rules.items():
         if records := _of(run, schedule.stage):
-            yield from (f"stage {schedule.stage}: {text}" for rule in AT_END if (text := rule(schedule, records)))
+            yield from (f"stage {schedule.stage}: {text}" for rule in those if (text := rule(schedule, records)))
 
 
 def collapse(run: Run) -> str:

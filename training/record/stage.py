@@ -26,6 +26,7 @@ class Schedule:
         epoch_steps: Minibatches in an epoch, which go on in the order of the last; 0 makes it one pass over the items.
         warm_up: Minibatches over which the learning rate rises, linearly.
         momentum: Adam's beta_1.
+        balance: How the KL divergence is balanced meanwhile, where there is one.
     """
 
     stage: int
@@ -38,6 +39,7 @@ class Schedule:
     epoch_steps: int = 0
     warm_up: int = 0
     momentum: float = 0.9
+    balance: str = "computed"
 
     @property
     def size(self) -> int:
@@ -63,13 +65,18 @@ class Schedule:
 def first_schedule(recipe: Recipe, pictures: int) -> Schedule:
     """Return the schedule of stage 1 on so many pictures."""
     epochs = recipe.epochs, recipe.batch, recipe.lr, recipe.halve_every
-    return Schedule(1, pictures, *epochs, recipe.seed, recipe.epoch_steps, recipe.warm_up)
+    return Schedule(1, pictures, *epochs, recipe.seed, recipe.epoch_steps, recipe.warm_up, balance=recipe.balance)
 
 
 def second_schedule(recipe: Recipe, latents: int) -> Schedule:
     """Return the schedule of stage 2 on so many latents."""
     epochs = recipe.epochs2, recipe.batch2 or recipe.batch, recipe.lr2, recipe.halve_every2
-    return Schedule(2, latents, *epochs, recipe.seed, recipe.epoch_steps2)
+    return Schedule(2, latents, *epochs, recipe.seed, recipe.epoch_steps2, balance=recipe.balance2)
+
+
+def latent_count(recipe: Recipe, pictures: int) -> int:
+    """Return how many latents so many pictures have for stage 2: mirror images have theirs too."""
+    return pictures * (2 if recipe.flip else 1)
 
 
 def third_schedule(recipe: Recipe, pictures: int) -> Schedule:
