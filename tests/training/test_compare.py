@@ -78,6 +78,12 @@ def test_a_distance_that_is_not_there_is_a_dash_and_wins_nothing() -> None:
     assert "**12.5**" not in compare([one, two])
 
 
+def test_an_error_of_a_sharpened_decoder_stands_beside_no_other() -> None:
+    text = compare([measured("one", 12.5, 0.02, decoder="sharpened"), measured("two", 11.5, 0.03)])
+    assert "| one | smoke  | vae         | -       | 2      | -          | -       | 3        | 0.9000 " in text
+    assert "0.03000" in text
+
+
 def test_runs_measured_twice_are_compared_where_they_agree() -> None:
     one, two = measured("one", 12.5), measured("two", 11.5)
     more = measured("one", 99.0, count=600)

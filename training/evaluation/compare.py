@@ -164,10 +164,11 @@ def _best(values: list[float | None], form: str, best: Callable[[Iterable[float]
 def _recipes(runs: dict[str, Measured], latents: dict[str, Record]) -> str:
     """Return the table of the runs: main settings, and facts about the latents."""
     recipes = [run.recipe for run in runs.values()]
+    own = {name: record for name, record in latents.items() if "decoder" not in record}  # a sharpened one has another
     columns = {
         "run": list(runs),
         **{title: [_setting(recipe, key) for recipe in recipes] for title, key in _SETTINGS.items()},
-        "mse": _best(_values(runs, latents, "mse"), ".5f", min),
+        "mse": _best(_values(runs, own, "mse"), ".5f", min),
         "inactive": _best(_values(runs, latents, "inactive"), "d"),
         "variance law": _best(_values(runs, latents, "variance_law"), ".4f"),
     }
