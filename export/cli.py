@@ -216,10 +216,7 @@ def export(
     elif not features:
         refuse(("limit_fd",), "takes --features and --reference: without them no Frechet distance is measured")
     name = name or name_from(out.stem.partition("@")[0], room=len("-fp32"))
-    if os.environ.setdefault("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        raise click.ClickException(
-            "export needs KERAS_BACKEND=tensorflow; runs trained with any backend can be exported"
-        )
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whichever backend trained: it is TensorFlow's graph that is converted
     with _clear_errors():
         from export.bundles.triton import check_free, write_repository
         from export.bundles.verify import describe

@@ -266,9 +266,13 @@ def test_other_backends_train_the_same_recipe(backend: str, pictures: Path, tmp_
     result = command(*words, KERAS_BACKEND=backend, XLA_FLAGS="--xla_backend_optimization_level=0")  # quick to compile
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["backend"] == backend
+    from training.record.run import Run
+
+    before, after = (Run(tmp_path / "run").decoder(plain=each).get_weights() for each in (True, False))
+    assert not all(np.array_equal(*pair) for pair in zip(before, after, strict=True))
     refused = command(*words, KERAS_BACKEND="tensorflow")
     assert_clear_error(refused, f"is trained with KERAS_BACKEND={backend}; set that", "Received: tensorflow")
-    exported = command("export-onnx", tmp_path / "run", "--out", tmp_path / "x.onnx")
+    exported = command("export-onnx", tmp_path / "run", "--out", tmp_path / "x.onnx", KERAS_BACKEND=backend)
     assert exported.returncode == 0, exported.stderr
 
 
