@@ -135,6 +135,18 @@ def test_python_without_a_server_says_so_in_a_line(script: str, tmp_path: Path) 
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
+def test_an_extractor_is_made_of_a_network_of_kerass(tmp_path: Path) -> None:
+    from training.evaluation.extractors import OnnxExtractor
+
+    file = tmp_path / "mobilenet.onnx"
+    succeed([sys.executable, str(EXAMPLES / "extractor.py"), str(file), "--weights", "none"])
+    extractor = OnnxExtractor(file, side=16)
+    features = extractor(np.stack([np.zeros((16, 16, 3), np.uint8), np.full((16, 16, 3), 255, np.uint8)]))
+    assert features.shape == (2, extractor.size) == (2, 1280)
+    assert not np.array_equal(*features)
+
+
 def test_javascript_makes_the_noise_of_the_contract(node: Node) -> None:
     """The document's own vectors, and a range against the reference."""
     text = (ROOT / "docs" / "noise.md").read_text()
