@@ -109,68 +109,68 @@ def figures(folder: Path) -> str:
     naive, ours = "tf2onnx's graph, ONNX Runtime", "ours, fp32, cpu, exact"
     served = told.device("server")
     small, large = f"{served}requests of 16", f"{served}requests of 1000"
+    place, behind = told.place("sample", "in process"), served.split(", ")[1]
     engine, trained = "engine in process", "Stage 1 of the recipe faces"
     measured = [
         (
-            f"sampling in process, on {told.place('sample', 'in process')}; through the server, one stream",
+            f"sampling in process, on {place}; through the server, one stream",
             f"{told.figure('sample', 'faces', 'in process')}; {told.figure('sample', 'faces', 'through')}",
-            "sample",
+            f"sample.py --device {place}",
         ),
         (
-            "ONNX Runtime alone, in batches of 64: fp32 and int8",
-            f"{told.figure('sampling-faces', faces, ours)}; "
-            f"{told.figure('sampling-faces', faces, 'ours, int8, cpu, exact')}",
-            "sampling",
+            "ONNX Runtime alone, in batches of 64 (of [int8](docs/faces.md#fp32-or-int8) it depends on the weights)",
+            told.figure("sampling-faces", faces, ours),
+            "sampling.py",
         ),
         (
-            "the same fp32, divided by tf2onnx's graph, by tf.function and by torch.compile",
+            "the same, divided by tf2onnx's graph, by tf.function and by torch.compile",
             ", ".join(
                 told.ratio("sampling-faces", faces, ours, each) for each in (naive, "tf.function", "torch.compile")
             ),
-            "sampling",
+            "sampling.py",
         ),
         (
             "`sample-cli --n 1`, from its start to its end",
             told.figure("start", "From start to the first", "sample-cli --n 1, fp32, cpu", "s"),
-            "start",
+            "start.py",
         ),
         (
-            f"the server, divided by its engine in process on {served.split(', ')[1]}: 8 clients in requests for 16 "
-            "pictures, 64 for 1000",
+            f"the server, divided by its engine in process on {behind}: 8 clients in requests for 16 pictures, 64 for "
+            "1000",
             f"{told.ratio('server', small, 'serve-vae, 8', engine)}, "
             f"{told.ratio('server', large, 'serve-vae, 64', engine)}",
-            "server",
+            f"server.py --device {behind}",
         ),
         (
             "the wire alone, with an engine that costs nothing",
             told.figure("server", f"{served}the wire", "raw, 8", "MB/s of pixels"),
-            "server",
+            "server.py",
         ),
         (
             "pictures by URL, one a request, 64 clients, divided by gRPC's; 64 of another seed in a browser",
             f"{told.ratio('doors', 'faces, one picture', 'HTTP, PNG', 'gRPC, pixels')}; "
             f"{told.figure('doors', 'faces, 64 pictures', 'the gallery', 'ms')}",
-            "doors",
+            "doors.py",
         ),
         (
             "training stage 1, base_dim 16: ours on TensorFlow, and a loop written for torch",
             f"{told.figure('train', trained, 'ours, tensorflow, float32')}; "
             f"{told.figure('train', trained, 'a loop for torch, float32')}",
-            "train",
+            "train.py",
         ),
         (
             "conversion of CelebA's chain, 50 million weights; by tf2onnx alone",
             f"{told.figure('exporter', 'The chain of celeba, conv', 'ours', 's')}; "
             f"{told.figure('exporter', 'The chain of celeba, conv', 'tf2onnx', 's')}",
-            "exporter",
+            "exporter.py",
         ),
         (
             "the converted chain, divided by tf2onnx's graph: fp32, int8",
             f"{told.ratio('exporter', celeba, 'fp32', 'tf2onnx')}, {told.ratio('exporter', celeba, 'int8', 'tf2onnx')}",
-            "exporter",
+            "exporter.py",
         ),
     ]
-    rows = "".join(f"| {what} | {figure} | `benchmarks/{by}.py` |\n" for what, figure, by in measured)
+    rows = "".join(f"| {what} | {figure} | `benchmarks/{by}` |\n" for what, figure, by in measured)
     return f"On {told.machine('sample')}:\n\n| what | measured | by |\n|---|---|---|\n{rows}"
 
 

@@ -26,7 +26,8 @@ HEAD = """\
 
 What the paper's rows come to in shorter protocols, and which of its claims that decides. `python benchmarks/results.py
 render` makes this page of the files that `python benchmarks/results.py run` wrote; `benchmarks/results.toml` says what
-is run, and how each claim is decided. Of {rows} rows, {here} here.
+is run, and how each claim is decided. Of {rows} rows, {here} here. `data/` holds `cifar-10-batches-bin/` as downloaded
+and [`celeba64/`](faces.md#how-it-was-made).
 
 What stands under one protocol had the same pictures, schedule and evaluation, and can be compared; what stands under
 two cannot. FD is the Frechet distance of the named extractor's features, not a FID. The paper's own figures are FID, of

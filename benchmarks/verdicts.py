@@ -77,7 +77,7 @@ def paired(runs: Runs, rows: Sequence[str], ours: str, theirs: str) -> Verdict:
     if len(gaps) < 2:
         return Verdict(OPEN, f"it takes two runs, and there {'is one' if gaps else 'is none'}")
     below, above = sum(gap < 0 for gap in gaps), sum(gap > 0 for gap in gaps)
-    said = f"below in {below} of {len(gaps)} runs, by {mean([-gap for gap in gaps], '.2g')}"
+    said = f"below in {below} of {len(gaps)} runs; the difference is {mean(gaps, '.2g')}"
     return Verdict(HOLDS if below == len(gaps) else FAILS if above == len(gaps) else OPEN, said)
 
 
@@ -86,7 +86,7 @@ def unordered(runs: Runs, rows: Sequence[str], label: str, below: float, above: 
     known = {row: figures(runs, row, label) for row in rows}
     here = [row for row in rows if known[row]]
     if len(here) < 4:
-        return Verdict(OPEN, f"it takes four rows, and there are {len(here)}")
+        return Verdict(OPEN, f"it takes four rows; run here: {len(here)}")
     errors = {row: statistics.fmean(run["latents"]["mse"] for run in runs[row]) for row in here}
     distances = {row: statistics.fmean(known[row]) for row in here}
     best, nearest = (min(here, key=each.__getitem__) for each in (errors, distances))
@@ -107,7 +107,7 @@ def falling(runs: Runs, rows: Sequence[str]) -> Verdict:
     """Decide whether fewer latents are inactive at higher learning rates."""
     here = sorted((row for row in rows if runs.get(row)), key=lambda row: float(runs[row][0]["recipe"]["lr"]))
     if len(here) < 3:
-        return Verdict(OPEN, f"it takes three rates, and there are {len(here)}")
+        return Verdict(OPEN, f"it takes three rates; run here: {len(here)}")
     counts = [statistics.fmean(run["latents"]["inactive"] for run in runs[row]) for row in here]
     said = ", ".join(
         f"{count:.3g} at {runs[row][0]['recipe']['lr']:g}" for row, count in zip(here, counts, strict=True)
