@@ -32,7 +32,7 @@ def named(make: Callable[[], Recipe]) -> Callable[[], Recipe]:
 
 @named
 def faces() -> Recipe:
-    """About ten thousand faces at 64x64: what the embedded model was trained with. GPU: 10 min.
+    """About ten thousand faces at 64x64: what the embedded model was trained with. GPU: 12 min.
 
     The paper's CelebA network at three quarters of the width, mirror images, and a short schedule: a higher
     rate, halved often, and batch statistics that move faster, since a short run has few steps to settle

@@ -32,7 +32,8 @@ INTRODUCTION = """# Every setting
 
 `--set KEY=VALUE` changes a setting of a recipe, or decides one that is otherwise chosen for your pictures and machine.
 `--dry-run` prints the values of a recipe, and a run keeps its own in config.json. The defaults here are those of
-`cifar10`, the paper's recipe for CIFAR-10. It is an error to set what nothing else of the recipe uses.
+`cifar10`, the paper's recipe for CIFAR-10, which keeps snapshots besides. It is an error to set what nothing else of
+the recipe uses.
 
 *This page is made by `train-vae --list-settings > docs/settings.md`.*
 
