@@ -100,6 +100,7 @@ def from_run(
 
     from export.chain import build
     from export.convert import convert
+    from training.model.latents import infer
 
     chain, normalisation = build(run, prior, normalise, with_latents=with_latents, plain=plain)
     sharpened = bool(recipe.epochs3) and not plain
@@ -122,8 +123,7 @@ def from_run(
     )
 
     def reference(noise: Noise) -> Images:
-        outputs = chain(noise, training=False)
-        images: Images = (outputs[0] if with_latents else outputs).numpy()
+        images: Images = infer(chain, noise)[0]
         return images
 
     return Exportable(convert(chain), card, reference, "Keras")

@@ -9,6 +9,7 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ import tensorflow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.model import networks
+from training.model import latents, networks
 from training.model.autoencoder import VAE
 from training.model.balance import Annealed, Computed, Fixed, Learned, policy
 from training.model.build import image_autoencoder, in_units_of, latent_vae, plain_images
@@ -26,6 +27,7 @@ from training.model.spectral import SpectrallyNormalised
 from training.model.tangent import along
 from training.recipe import BALANCES, FIRST_STAGES, Recipe
 from training.recipes import recipe
+from training.record.stage import Schedule
 
 Errors = st.lists(st.floats(0, 4, width=32), min_size=1, max_size=30)
 
@@ -354,3 +356,36 @@ def test_posteriors_are_drawn_anew_and_describe_the_aggregate() -> None:
     np.testing.assert_allclose(known["aggregate_variance"], one.var(axis=0), atol=0.08)
     assert known["variance_law"] == pytest.approx(1.0, abs=0.03)
     assert known["active"] == 1  # the second latent's posterior is the prior
+
+
+def test_large_pictures_go_through_a_network_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+
+    class Twice(keras.layers.Layer):  # type: ignore[misc]  # Keras ships no types
+        def call(self, x: Any) -> Any:
+            seen.append(x.shape[0])
+            return 2 * x
+
+    images = keras.Input((8, 8, 3))
+    network = keras.Model(images, Twice()(images))
+    seen.clear()
+    items = np.random.default_rng(0).uniform(size=(10, 8, 8, 3)).astype(np.float32)
+    monkeypatch.setattr(latents, "MOST_VALUES", 4 * 8 * 8 * 3)
+    (made,) = latents.infer(network, items)
+    assert np.array_equal(made, 2 * items)
+    assert seen == [4, 4, 2]
+
+
+def test_what_is_recorded_of_an_epoch_is_of_pictures_from_all_over() -> None:
+    """Files are sorted: the first may be of one class."""
+    from training.fit.stage import _some
+
+    class Numbers:
+        def __len__(self) -> int:
+            return 100
+
+        def batch(self, indices: Any, rng: Any) -> Any:
+            return indices
+
+    some = _some(Numbers(), Schedule(1, 100, 1, 10, 1e-3, 1, seed=0), 5)
+    assert some.tolist() == [0, 24, 49, 74, 99]

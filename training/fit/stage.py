@@ -200,8 +200,9 @@ def _record(
 
 
 def _some(data: Data, schedule: Schedule, count: int) -> npt.NDArray[Any]:
-    """Return the first `count` items; with the same draws whenever it is called."""
-    return data.batch(np.arange(min(len(data), count)), np.random.default_rng(schedule.seed))
+    """Return `count` items, evenly: the first ones of sorted files may be of one class. Each call draws the same."""
+    indices = np.linspace(0, len(data) - 1, min(len(data), count)).astype(np.intp)
+    return data.batch(indices, np.random.default_rng(schedule.seed))
 
 
 def _variance(model: Autoencoder, data: Data, schedule: Schedule, count: int) -> list[float]:

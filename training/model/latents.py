@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 
 from training.types import Float32Array, Float64Array, IndexArray, Record
 
+MOST_ITEMS = 500  # that a network is called with
+MOST_VALUES = MOST_ITEMS * 32 * 32 * 3  # of the larger of what goes in and what comes out
 ACTIVE_BELOW = 0.8  # mean posterior variance from which on a latent counts as inactive (section 3 of the paper)
 
 
@@ -69,16 +72,20 @@ def posteriors(
     return mean, np.exp(log_sd[0]) if log_sd else np.zeros_like(mean)
 
 
-def infer(network: keras.Model, items: Float32Array) -> list[Float32Array]:
+def infer(network: keras.Model, items: Float32Array) -> list[npt.NDArray[Any]]:
     """Return each of a network's outputs for all items.
 
-    The network is called. `predict` of a network that was built for several devices would share the items out
-    among them, and on several machines wait for the others.
+    The network is called, which keeps all that its layers make: so large pictures are few at a time. `predict` of a
+    network that was built for several devices would share the items out among them, and on several machines wait for
+    the others.
     """
-    parts = [keras.tree.flatten(network(items[at : at + 500], training=False)) for at in range(0, len(items), 500)]
-    return [
-        np.concatenate([keras.ops.convert_to_numpy(each) for each in output]) for output in zip(*parts, strict=True)
-    ]
+    values = max(math.prod(each.shape[1:]) for each in (items, *network.outputs))
+    size = min(MOST_ITEMS, max(1, MOST_VALUES // values))
+    parts = []
+    for at in range(0, len(items), size):
+        outputs = keras.tree.flatten(network(items[at : at + size], training=False))
+        parts.append([keras.ops.convert_to_numpy(each) for each in outputs])
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
 def posterior_variance(sd: Float32Array) -> Float64Array:
