@@ -139,6 +139,19 @@ def test_what_is_ignored_is_named_by_kind_of_reason(tmp_path: Path) -> None:
     )
 
 
+def test_folders_that_are_linked_are_read_once_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    data = draw_faces(tmp_path / "data", 3)
+    draw_faces(data / ".Trash-1000" / "files", 1)
+    (data / "linked").symlink_to(draw_faces(tmp_path / "elsewhere", 5))
+    (data / "again").symlink_to(tmp_path / "elsewhere")
+    (data / "round").symlink_to(data)
+    for name in ("figure.eps", "model.h5"):  # Pillow knows what these are
+        (data / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0" if name.endswith("eps") else b"\x89HDF\r\n\x1a\n")
+    said = str(load_data(data, SMOKE).train.report)
+    assert said.startswith("8 train; 0 broken, 3 ignored (")
+    assert "hidden: .Trash-1000/files/000.png" in said
+
+
 @pytest.fixture
 def sheets(tmp_path: Path) -> list[Path]:
     """What sample-cli and train-vae write beside single pictures."""

@@ -55,7 +55,8 @@ class Cache:
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise DataError(
-                f"cannot write to {self.folder}: {reason}; make room there, or choose another folder with --cache"
+                f"cannot write to {self.folder}: {reason}; make room there, or choose another folder with --cache or "
+                "XDG_CACHE_HOME"
             ) from None
         finally:
             if part:

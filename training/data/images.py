@@ -35,6 +35,9 @@ _HEAD = 512  # bytes of a PNG, in which its text is found: it comes before the p
 MOST_PIXELS = 64_000_000  # a larger picture is a mistake or an attack: decoding it takes a gigabyte
 MOST_BYTES = 256 * 2**20  # so is a larger file; a zip of a few bytes can unpack to gigabytes
 
+# Documents, drawings and measurements, of which Pillow knows what they are; most take another program to be read.
+NO_PICTURES = ("PDF", "MPEG", "EPS", "WMF", "HDF5", "GRIB", "BUFR")
+
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _CHUNK = 16  # pictures that a thread takes at a time
@@ -45,7 +48,7 @@ def why_no_picture(name: str) -> str:
     """Return why a file of this name is not read as a picture; empty if its ending is one of a format that is read."""
     path = PurePath(name)
     ending = path.suffix.lower()
-    if path.name.startswith("."):
+    if any(part.startswith(".") for part in path.parts):  # or in a folder that is, as a trash is
         return "hidden"
     if ending in _endings():
         return ""
@@ -69,7 +72,7 @@ def is_sheet(data: bytes) -> bool:
 @cache
 def _endings() -> set[str]:
     formats = Image.registered_extensions()
-    return {ending for ending, name in formats.items() if name in Image.OPEN and name not in ("PDF", "MPEG")}
+    return {ending for ending, name in formats.items() if name in Image.OPEN and name not in NO_PICTURES}
 
 
 def in_parallel(work: Callable[[_T], _R], items: Sequence[_T], advance: Advance | None = None) -> Iterator[_R]:

@@ -266,8 +266,27 @@ def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) ->
             with arrays.archive(path) as archive:
                 yield _Files(path, _Zip(path, archive), recipe, cache, advance)
             return
-        names = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files]
-        names = [os.path.relpath(name, path) for name in names]
+        names = [os.path.relpath(name, path) for name in _walk(path)]
         yield arrays.find(path, names, recipe, cache) or _Files(path, _Folder(path, names), recipe, cache, advance)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {why(error)}") from None
+
+
+def _walk(path: Path) -> Iterator[str]:
+    """Yield the paths of all files in a folder, and in those that it links to, each folder once.
+
+    Raises:
+        OSError: a folder cannot be looked at.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for folder, below, files in os.walk(path, onerror=fail, followlinks=True):
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        yield from (os.path.join(folder, name) for name in files)
