@@ -79,6 +79,7 @@ def test_what_is_set_is_not_decided() -> None:
     recipe = plan(faces, 1, (*given, "fc_dim=8", "second_dim=8", "halve_every2=9")).recipe
     assert recipe == recipe.set((*given, "halve_every2=9"))
     assert recipe.halve_every == 1
+    assert recipe.balance_momentum == 0.95  # of 15 steps, however many there is time for
 
 
 def test_too_few_pictures_is_a_line_that_says_what_is_missing(tmp_path: Path) -> None:
@@ -95,6 +96,11 @@ def test_machines_that_train_together_do_not_decide_each_for_itself(
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["localhost:1", "localhost:2"]}}))
     result = inside("train-vae", "--data", pictures, "--out", tmp_path / "run")
     assert_clear_error(result, "each machine of TF_CONFIG would decide for itself; name a --recipe")
+
+
+def test_a_cpu_is_not_split_after_it_was_timed(pictures: Path, tmp_path: Path) -> None:
+    words = ("train-vae", "--data", pictures, "--out", tmp_path / "run", "--minutes", 0.1, *TINY, "--set", "base_dim=4")
+    assert_clear_error(inside(*words, "--devices", 2), "split only before it is used", "name a --recipe")
 
 
 @pytest.fixture(scope="module")

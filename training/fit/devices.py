@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -135,7 +135,14 @@ def _strategy(wanted: str, tensorflow: Any) -> Any:
     count = 1 if wanted == "all" else int(wanted)
     (cpu,) = tensorflow.config.list_physical_devices("CPU")
     virtual = [tensorflow.config.LogicalDeviceConfiguration() for _ in range(count)]
-    tensorflow.config.set_logical_device_configuration(cpu, virtual)
+    try:
+        if count > 1:
+            tensorflow.config.set_logical_device_configuration(cpu, virtual)
+    except RuntimeError:
+        raise TrainingError(
+            f"a CPU can be split only before it is used, as it is to time this machine; name a --recipe to train on "
+            f"{count} parts of it. Received: --devices {wanted}"
+        ) from None
     return tensorflow.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
 
 
@@ -144,7 +151,8 @@ def _jax(wanted: str) -> list[Any]:
 
     if wanted != "all":
         config: Any = jax.config
-        config.update("jax_num_cpu_devices", int(wanted))  # says nothing where there are GPUs
+        with suppress(RuntimeError):  # once it is in use, as to time this machine, what there is stays
+            config.update("jax_num_cpu_devices", int(wanted))  # says nothing where there are GPUs
     here = jax.devices()
     return list(here[: _count(wanted, len(here))])
 

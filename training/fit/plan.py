@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,19 +126,23 @@ def plan(pictures: Survey, minutes: float, settings: Iterable[str] = (), like: R
     seconds2, weights2 = _second(chosen, count)
     budget = left()
     steps = min(int(budget * SHARE / seconds), max(PASSES * count // first.size, LEAST))
-    took = steps * seconds
     steps2 = min(
         int(budget * (1 - SHARE) / seconds2), max(10 * PASSES * count // second_schedule(chosen, count).size, LEAST)
     )
     decided: dict[str, Any] = {
-        "balance_momentum": MOMENTUM if like is None and steps >= FEW_STEPS else QUICK_MOMENTUM,
         "epoch_steps": max(1, steps // chosen.epochs),
         "halve_every": max(1, chosen.epochs // 3),
         "epoch_steps2": max(1, steps2 // chosen.epochs2),
         "halve_every2": max(1, chosen.epochs2 // 3),
     }
     chosen = replace(chosen, **{key: value for key, value in decided.items() if key not in given})
-    return Plan(chosen, count, (weights, weights2), memory, (took, steps2 * seconds2))
+    # Not all that there is time for, where some of it was set.
+    first, second = first_schedule(chosen, count), second_schedule(chosen, latent_count(chosen, count))
+    total, total2 = (each.steps * each.epochs for each in (first, second))
+    if "balance_momentum" not in given:
+        momentum = MOMENTUM if like is None and total >= FEW_STEPS else QUICK_MOMENTUM
+        chosen = replace(chosen, balance_momentum=momentum)
+    return Plan(chosen, count, (weights, weights2), memory, (total * seconds, total2 * seconds2))
 
 
 def _draft(pictures: Survey) -> Recipe:
@@ -244,6 +249,8 @@ def _fit(model: Autoencoder, schedule: Schedule, draw: Any, steps: int) -> None:
 
 def on_gpu() -> bool:
     """Tell whether there is a GPU to train on."""
+    if keras.backend.backend() == "torch":  # of which Keras does not list devices
+        return bool(import_module("torch").cuda.is_available())
     return bool(keras.distribution.list_devices("gpu"))
 
 
