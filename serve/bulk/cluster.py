@@ -76,13 +76,14 @@ class Cluster:
         self.name, self.digest = bundle.card.name, bundle.digest
         self.arithmetic = EXACT if arithmetic == EXACT else devices.fastest(devices.candidates(self._device)[0])
 
-    def complete(self, job: Job, place: str, done: Done) -> Kept:
+    def complete(self, job: Job, place: str, done: Done, count: int | None = None) -> Kept:
         """Make what is missing of a job, in the store at a path or URL that all nodes have and this process holds.
 
         Args:
             job: As `held` gives it.
             place: The store.
             done: As `run.complete` takes it.
+            count: As `run.complete` takes it.
 
         Raises:
             JobError: Ray is not installed, does not answer, or cannot complete the job.
@@ -108,7 +109,8 @@ class Cluster:
                 ) from None
             try:
                 kept = Kept()
-                for receipt in self._receipts(ray, job, place):
+                files = job.files if count is None else -(-count // job.shard)
+                for receipt in self._receipts(ray, job, place, files):
                     if receipt is None:
                         done(0, 0)
                     else:
@@ -124,8 +126,8 @@ class Cluster:
         kept.receipts.sort(key=lambda receipt: receipt.name)
         return kept
 
-    def _receipts(self, ray: Any, job: Job, place: str) -> Iterator[Receipt | None]:
-        """Yield what is made, as it is made; None now and then while nothing is."""
+    def _receipts(self, ray: Any, job: Job, place: str, files: int) -> Iterator[Receipt | None]:
+        """Yield what is made of a job's first files, as it is made; None now and then while nothing is."""
         need, resources = ("GPU", {"num_gpus": 1, "num_cpus": 0}) if self._gpu else ("CPU", {"num_cpus": 1})
         room = int(ray.cluster_resources().get(need, 0))
         if not (self._workers or room):
@@ -134,7 +136,7 @@ class Cluster:
         asked = (ray.put(self._bundle.data), job, store, self._device, self._asked, 0 if self._gpu else 1)
         actors = ray.remote(**resources)(ShardWriter)
 
-        shards, again = iter(range(job.files)), list[int]()
+        shards, again = iter(range(files)), list[int]()
         failures = Counter[int]()
         running: dict[Any, tuple[Any, int]] = {}  # what is waited for: of which actor, and which shard
 
@@ -142,9 +144,9 @@ class Cluster:
             actor = actors.remote(*asked)
             running[actor.ready.remote()] = actor, START
 
-        for _ in range(min(job.files, self._workers or room)):
+        for _ in range(min(files, self._workers or room)):
             start()
-        left = job.files
+        left = files
         while left:
             ready, _ = ray.wait(list(running), timeout=HEARTBEAT)
             if not ready:

@@ -47,7 +47,7 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
 
     with report.running():
         if isinstance(source, Cluster):
-            found = source.complete(kept, wanted.out, done)
+            found = source.complete(kept, wanted.out, done, job.count)
         else:
             found = run.complete(kept, source, store, done, count=job.count, part=part, parts=parts)
     if not wanted.part and kept == job:

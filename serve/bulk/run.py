@@ -20,13 +20,12 @@ import numpy as np
 from serve.bulk import formats
 from serve.bulk.card import README, readme
 from serve.bulk.job import File, Job, from_json, to_json
-from serve.bulk.store import LOCK, Store
+from serve.bulk.store import MANIFEST, Store, is_passing
 from serve.card import Card
 from serve.encoding import ENDINGS, ENDS, contact_sheet, whole
 from serve.errors import JobError
 from serve.model import GenerativeModel, Images
 
-MANIFEST = "manifest.json"
 GRID = "grid.png"
 AHEAD = 8  # batches that may wait to be encoded and put: bounds memory
 
@@ -304,7 +303,7 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
         if not replace_other:
             raise JobError(f"{error}; choose another --out, or pass --mix to make all anew") from None
         before = None
-    if before is None and not replace_other and any(not _is_lock(name) for name in store.walk()):
+    if before is None and not replace_other and any(not is_passing(name) for name in store.walk()):
         before = manifest(store)  # an object store has no locks: another part of the job may have begun just now
         if before is None:
             raise JobError(f"{store} holds files that are not of a job; choose another --out, or pass --mix")
@@ -315,21 +314,19 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
         raise JobError(
             f"{store} holds another job's files ({key} {was[key]}, not {now[key]}); choose another --out, or pass --mix"
         )
-    ours = before.count if before is not None and same else 0
-    kept = replace(job, count=max(job.count, ours))
+    there = before.count if before is not None and same else 0
+    kept = replace(job, count=max(job.count, there))
     if kept == before:
         return kept
     for name in store.walk():
         if kept.tagged:
-            if name.endswith(kept.ending) and not kept.has(name):
-                store.remove(name)  # the last shard of a job that was shorter
-        elif kept.has(name) and kept.first(name) >= kept.start + ours:
+            # The last shard of a job that was shorter; in a folder below, or of another range, it is another job's.
+            ours = "/" not in name and name.endswith(kept.ending)
+            if ours and 0 <= kept.first(name) - kept.start < kept.count and not kept.has(name):
+                store.remove(name)
+        elif kept.has(name) and kept.first(name) >= kept.start + there:
             if not replace_other:
                 raise JobError(f"{store}/{name} is not of this job; choose another --out, or pass --mix to replace it")
             store.remove(name)
     store.put(MANIFEST, to_json(kept))
     return kept
-
-
-def _is_lock(name: str) -> bool:
-    return name.startswith(LOCK)

@@ -17,6 +17,7 @@ from serve.errors import JobError
 from serve.text import one_line
 
 LOCK = ".sample-cli.lock"
+MANIFEST = "manifest.json"
 # Half-written.
 PART = re.compile(
     r"\.part-([0-9a-f]{8}-)?(\d{9,}[-.].+|\d{3}\.\w+|(way|temperatures)\.\w+|manifest\.json|grid\.png|README\.md)",
@@ -91,30 +92,28 @@ class Folder:
         return str(self._path)
 
     def names(self, folder: str = "") -> set[str]:
-        with self._trying(), suppress(FileNotFoundError):
+        with self._trying("read"), suppress(FileNotFoundError):
             prefix = f"{folder}/" if folder else ""
             with os.scandir(self._path / folder) as entries:
                 return {prefix + each.name for each in entries if not each.is_dir(follow_symlinks=False)}
         return set()
 
     def walk(self) -> Iterator[str]:
-        with self._trying():
+        with self._trying("read"):
             for folder, _, names in os.walk(self._path):
                 inside = Path(folder).relative_to(self._path)
                 yield from ((inside / name).as_posix() for name in names)
 
     def read(self, name: str) -> bytes | None:
         path = self._path / name
-        if not path.is_file():  # a pipe would be waited for
-            return None
-        with self._trying():
-            return path.read_bytes()
+        with self._trying("read"):
+            return path.read_bytes() if path.is_file() else None  # a pipe would be waited for
 
     def ends(self, name: str, size: int) -> tuple[bytes, bytes, int] | None:
         path = self._path / name
-        if not path.is_file():
-            return None
         try:
+            if not path.is_file():
+                return None
             with path.open("rb", buffering=0) as file:
                 length = file.seek(0, os.SEEK_END)
                 file.seek(max(0, length - size))
@@ -127,7 +126,7 @@ class Folder:
     def put(self, name: str, data: bytes, lasting: bool = True) -> None:
         path = self._path / name
         part = path.with_name(f".part-{token_hex(4)}-{path.name}")
-        with self._trying():
+        with self._trying("write to"):
             try:
                 try:
                     file = part.open("wb")
@@ -144,7 +143,7 @@ class Folder:
                 part.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        with self._trying():
+        with self._trying("write to"):
             (self._path / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -154,15 +153,15 @@ class Folder:
         Several workers hold one lock each, and whoever is alone takes all of these: it removes what was left
         half-written.
         """
-        with self._trying():
+        with self._trying("write to"):
             self._path.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             if worker is None:
                 self._lock(stack, LOCK)
                 for path in self._path.glob(f"{LOCK}-*"):
                     self._lock(stack, path.name)
-                self.sweep()
                 begin()
+                self.sweep()  # not before it is clear that the folder is ours
             else:
                 with ExitStack() as first:
                     self._lock(first, LOCK, CLAIM)
@@ -171,13 +170,15 @@ class Folder:
             yield
 
     def sweep(self) -> None:
-        for name in self.walk():
-            if PART.fullmatch(name.rpartition("/")[2]):
-                self.remove(name)
+        with self._trying("write to"):
+            for folder, below, names in os.walk(self._path):
+                below[:] = [each for each in below if not _is_held(Path(folder, each))]
+                for name in filter(PART.fullmatch, names):
+                    Path(folder, name).unlink(missing_ok=True)
 
     def _lock(self, stack: ExitStack, name: str, patience: float = 0.0) -> None:
         lock = FileLock(self._path / name, timeout=patience, fallback_to_soft=False)
-        with self._trying():
+        with self._trying("write to"):
             try:
                 lock.acquire()
             except Timeout:
@@ -199,13 +200,23 @@ class Folder:
         stack.callback(unlink)
 
     @contextmanager
-    def _trying(self) -> Iterator[None]:
+    def _trying(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise JobError(
-                f"cannot write to {self}: {error.strerror or error}; mend that, and the same command completes it"
+                f"cannot {what} {self}: {error.strerror or error}; mend that, and the same command completes it"
             ) from None
+
+
+def is_passing(name: str) -> bool:
+    """Tell whether a file is one that processes have while they run, or were killed with."""
+    return name.startswith(LOCK) or bool(PART.fullmatch(name.rpartition("/")[2]))
+
+
+def _is_held(folder: Path) -> bool:
+    """Tell whether a folder within another is a job's own."""
+    return (folder / MANIFEST).exists() or any(folder.glob(f"{LOCK}*"))
 
 
 class Remote:

@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from serve.bulk.job import make, versions
-from serve.bulk.run import MANIFEST
-from serve.bulk.store import LOCK, Store
+from serve.bulk.store import MANIFEST, Store, is_passing
 from serve.encoding import ENDINGS, animation, contact_sheet, encode, sheet
 from serve.errors import JobError
 from serve.model import GenerativeModel, Images
@@ -209,7 +208,7 @@ def _check_ours(facts: dict[str, Any], store: Store) -> None:
     mend = "choose another --out, or pass --mix"
     data = store.read(MANIFEST)
     if data is None:
-        if any(not name.startswith(LOCK) for name in store.walk()):
+        if any(not is_passing(name) for name in store.walk()):
             raise JobError(f"{store} holds files that are not of a job; {mend}")
         return
     try:

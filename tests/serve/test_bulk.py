@@ -20,8 +20,10 @@ import yaml
 from PIL import Image
 
 from serve import load
+from serve.bulk import formats
 from serve.bulk.job import Job, from_json, make
 from serve.bulk.store import open_store
+from serve.bulk.verify import _near
 from tests.conftest import BIN, assert_clear_error, command
 
 SHARDED = ("npy", "parquet", "webdataset")
@@ -157,6 +159,8 @@ def test_verify_tells_what_a_folder_is(kind: str, smoke_bundle: Path, tmp_path: 
     path = sorted(out.glob("0*"))[3]
     path.unlink()
     assert_clear_error(verify(smoke_bundle, out), "of its files 1 are missing")
+    path.symlink_to(tmp_path / "nowhere")
+    assert_clear_error(verify(smoke_bundle, out, "--fraction", 1), "1 are missing, damaged", path.name)
 
 
 def test_verify_allows_a_grey_level_and_no_more(smoke_bundle: Path, tmp_path: Path) -> None:
@@ -172,6 +176,15 @@ def test_verify_allows_a_grey_level_and_no_more(smoke_bundle: Path, tmp_path: Pa
         assert result.returncode == code
         told = json.loads(result.stdout.splitlines()[-1])
         assert (told["same"], told["near"], told["wrong"]) == ((0, 1, []) if level == 1 else (0, 0, [path.name]))
+
+
+def test_verify_reads_grey_pictures_of_a_format_that_has_none() -> None:
+    job = make("m", "d", "exact", seed=0, start=0, count=1, temperature=1.0, kind="webp", shard=0, encoding="")
+    grey = np.random.default_rng(0).integers(0, 255, (1, 16, 16, 1), np.uint8)
+    (data,) = formats.encoded(job, grey)
+    assert _near(job, bytes(data), grey)
+    assert _near(job, bytes(data), grey + 1)
+    assert not _near(job, bytes(data), grey // 2)
 
 
 def test_verify_takes_the_model_that_made_it(smoke_bundle: Path, tmp_path: Path) -> None:

@@ -228,13 +228,31 @@ def test_a_job_that_grows_takes_no_other_file_for_its_own(smoke_bundle: Path, tm
     assert_all_of(out, smoke_bundle, 1, tmp_path)
 
 
+def test_a_job_that_grows_leaves_those_in_folders_below(smoke_bundle: Path, tmp_path: Path) -> None:
+    """Their shards have its tag: they are of the same model and seed."""
+    out, more = tmp_path / "out", tmp_path / "out" / "more"
+    words = ["--format", "webdataset", "--shard", 10]
+    sample(smoke_bundle, out, *words, n=15)
+    sample(smoke_bundle, more, *words, "--start", 15, n=15)
+    half = more / ".part-01234567-manifest.json"
+    half.write_text("half")  # of somebody who is writing there
+    before = {path.name: path.read_bytes() for path in more.iterdir()}
+    assert sample(smoke_bundle, out, *words, n=30).returncode == 0
+    assert len(list(out.glob("*.tar"))) == 3  # the second of the shorter job went
+    assert {path.name: path.read_bytes() for path in more.iterdir()} == before
+    (out / "manifest.json").unlink()
+    assert_clear_error(sample(smoke_bundle, out, "--seed", 1), "holds files that are not of a job")
+    assert half.exists()
+
+
 @pytest.mark.parametrize("left", [".part-manifest.json", ".part-000000003.png", ".sample-cli.lock"])
 def test_what_a_killed_run_left_is_no_other_job(smoke_bundle: Path, tmp_path: Path, left: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / left).write_text("half")
-    result = sample(smoke_bundle, out)
-    assert result.returncode == 0, result.stderr
+    for words in (("--part", "0/1"), ()):
+        result = sample(smoke_bundle, out, *words)
+        assert result.returncode == 0, result.stderr
     assert_all_of(out, smoke_bundle, 0, tmp_path)
 
 
