@@ -7,6 +7,7 @@ that takes much longer than the others: whoever answers first has made it.
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 import threading
 import time
@@ -28,7 +29,8 @@ from serve.model import Images, check_sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PIECE = 1024  # samples
+PIECE, PIECE_BYTES, LEAST_PIECE = 1024, 16 << 20, 64  # samples; their pixels; samples, as a server is asked for a few
+SHARES = 2  # pieces a server, at least, of a range that has enough
 AHEAD = 3  # pieces a server that may wait for an earlier one: bounds memory
 SLOW = 3.0  # times what a piece takes elsewhere, after which it is asked for elsewhere too
 PAUSE = 0.5  # seconds that a server is left alone after it failed
@@ -206,6 +208,8 @@ class _Work:
     def __init__(self, model: FleetModel, fleet: Fleet, wanted: Range) -> None:
         self._model, self._fleet, self._wanted = model, fleet, wanted
         self._next, self._stop = wanted.start, wanted.start + wanted.count
+        fair = max(LEAST_PIECE, -(-wanted.count // (SHARES * len(fleet.clients))))
+        self._size = max(1, min(PIECE, PIECE_BYTES // math.prod(model.card.image_shape), fair))
         self._window: deque[Piece] = deque()  # what the reader has not had, in order
         self._took: deque[float] = deque(maxlen=32)  # seconds of the last pieces
         self._changed = threading.Condition()
@@ -254,7 +258,7 @@ class _Work:
             images, error = None, None
             try:
                 asked = self._wanted
-                images = self._model.on(client).sample(asked.seed, piece.at, piece.count, asked.temperature)
+                images = self._model.on(client).sample(asked.seed, piece.at, piece.count, asked.temperature, "bulk")
             except RemoteError as failure:
                 error = failure
             with self._changed:
@@ -291,7 +295,7 @@ class _Work:
             if piece.images is None and not piece.takers:
                 return piece
         if self._next < self._stop and len(self._window) < AHEAD * len(self._fleet.clients):
-            piece = Piece(self._next, min(PIECE, self._stop - self._next))
+            piece = Piece(self._next, min(self._size, self._stop - self._next))
             self._next += piece.count
             self._window.append(piece)
             return piece

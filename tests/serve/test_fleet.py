@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from serve import Client, Engine, Fleet, Options, load
+from serve.client.fleet import Range, _Work
 from serve.errors import Changed, Rejected, Unreachable
 from serve.model import Images
 from tests.conftest import assert_clear_error, command, inside, serving
@@ -58,6 +60,15 @@ def test_a_server_that_is_lost_changes_nothing(number: int, three: list[tuple[st
             assert_the_same([*parts, *stream], wanted)
         finally:
             three[0][1].send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "expected"), [(10, 64, 64), (1000, 64, 167), (10**6, 64, 1024), (10**6, 256, 85)]
+)
+def test_pieces_are_small_enough_for_all_servers_and_for_memory(count: int, side: int, expected: int) -> None:
+    model: Any = SimpleNamespace(card=SimpleNamespace(image_shape=(side, side, 3)))
+    fleet: Any = SimpleNamespace(clients=[None] * 3)
+    assert _Work(model, fleet, Range(0, 0, count, 1.0))._size == expected
 
 
 def test_a_server_that_is_away_at_first_is_done_without(smoke_bundle: Path, wanted: Images) -> None:
