@@ -103,7 +103,7 @@ class Caller:
         if math.isinf(self.samples_per_second):
             self._balance = math.inf
         else:
-            earned = min(now - self._at, 1.0) * self.samples_per_second
+            earned = (now - self._at) * self.samples_per_second
             self._balance = min(self._balance + earned, self.samples_per_second)
         self._at = now
         return self._balance

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -16,6 +17,8 @@ from grpc_status import rpc_status
 
 from serve import Client, Options
 from serve.errors import Denied, Overloaded, Unreachable
+from serve.server import security
+from serve.server.refusal import Refusal
 from serve.server.settings import Settings
 from serve.stubs.admin.v1 import admin_pb2 as admin
 from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
@@ -196,6 +199,25 @@ def test_a_tokens_own_allowance(smoke_bundle: Path, tmp_path: Path) -> None:
             with pytest.raises(Overloaded, match="requests at a time"):
                 model.sample(0, 0, 1)
             stream.close()
+
+
+def test_an_allowance_is_earned_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever took ten seconds' worth at once has a second's worth ten seconds later, and no more after a day."""
+    now = [1000.0]
+    monkeypatch.setattr(security, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    caller = security.Caller("slow", samples_per_second=10)
+    caller.spend(100)
+    for seconds, left in ((5.0, 5.0), (4.9, 0.1)):
+        now[0] += seconds
+        with pytest.raises(Refusal) as error:
+            caller.spend(10)
+        assert error.value.retry_after == pytest.approx(left, abs=0.01)
+    now[0] += 0.11
+    caller.spend(10)
+    now[0] += 86_400
+    caller.spend(10)
+    with pytest.raises(Refusal):
+        caller.spend(1)
 
 
 @pytest.mark.parametrize(
