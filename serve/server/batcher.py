@@ -170,14 +170,19 @@ class Batcher:
         self._changed.notify()
 
     def _deliver(self, pieces: list[Piece], images: Images) -> None:
-        """Hand out a batch's pictures, on the event loop; views, so that the one copy is that into a message."""
-        at = 0
+        """Hand out a batch's pictures, on the event loop; views, so that the one copy is that into a message.
+
+        But not where a few would keep many in memory, which nobody counts.
+        """
+        at, whole = 0, images if images.base is None else images.base
         for piece in pieces:
             request = piece.request
             for offset, index, count in _by_chunk(piece):
                 begin = at + offset - piece.offset
                 if not request.ended:
-                    request.chunks.setdefault(index, []).append((offset, images[begin : begin + count]))
+                    part = images[begin : begin + count]
+                    part = part if 2 * part.nbytes > whole.nbytes else part.copy()
+                    request.chunks.setdefault(index, []).append((offset, part))
             at += piece.count
             request.arrived.set()
 

@@ -323,6 +323,18 @@ def test_pixels_behind_a_message_are_what_protobuf_would_read(counts: list[int],
     assert wire.Chunk.FromString(with_pixels(chunk, 10, images)) == read
 
 
+def test_a_few_pictures_do_not_keep_a_whole_batch_in_memory() -> None:
+    async def scenario(batcher: Batcher) -> None:
+        async with aclosing(batcher.run(wanted(0, 8, chunk=1))) as chunks:
+            async for (images,) in chunks:
+                assert images.base is None
+        async with aclosing(batcher.run(wanted(0, 8, chunk=8))) as chunks:
+            async for (images,) in chunks:
+                assert images.base is not None  # all of it was asked for: no copy
+
+    run(scenario, [Device(8)])
+
+
 class Curious(Watched):
     """A watcher with a bug that shows once."""
 
