@@ -185,12 +185,16 @@ async def load_models(settings: Settings, loader: Loader, registry: Registry) ->
     Raises:
         ServeError: a model that was named cannot be served, or the folder has none that can and is not watched.
     """
-    if settings.models:
-        if not settings.models.is_dir():
-            raise SettingsError(f"--models {settings.models} is no folder")
-        await loader.scan(settle=False)
-    for path in dict.fromkeys(settings.model or (() if settings.models else (DEFAULT,))):
-        await loader.load(Path(path))
+    registry.loading = True
+    try:
+        if settings.models:
+            if not settings.models.is_dir():
+                raise SettingsError(f"--models {settings.models} is no folder")
+            await loader.scan(settle=False)
+        for path in dict.fromkeys(settings.model or (() if settings.models else (DEFAULT,))):
+            await loader.load(Path(path))
+    finally:
+        registry.loading = False
     if not len(registry) and not (settings.watch or settings.admin):
         raise SettingsError(f"{settings.models} has no model that can be served; export one there, or pass --watch")
 

@@ -10,6 +10,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,6 +123,9 @@ class Loader:
             ServeError: why it cannot be served. Nothing has changed then.
         """
         async with self._one:
+            if path.parent == self._settings.models:
+                with suppress(OSError):  # which reading it will say
+                    self._tried[path] = _stamp(path)
             try:
                 model = await self._load(path)
             except Exception as error:  # whatever one file does, it is this file's refusal
@@ -238,17 +242,26 @@ class Loader:
 
     def _paths(self) -> list[Path]:
         assert self._settings.models is not None
-        return sorted(path for path in self._settings.models.iterdir() if path.suffix == ".onnx")
+        return sorted((path for path in self._settings.models.iterdir() if path.suffix == ".onnx"), key=_turn)
 
     def _stamps(self) -> dict[Path, Stamp]:
         stamps = {}
         for path in self._paths():
             try:
-                stat = path.stat()
+                stamps[path] = _stamp(path)
             except FileNotFoundError:
                 continue  # taken away between the listing and now
             except OSError as error:  # links in a circle, say: loading it says so, once
                 stamps[path] = (0, 0, error.errno or 0)
-                continue
-            stamps[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         return stamps
+
+
+def _stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _turn(path: Path) -> tuple[str, int, str]:
+    """Return what sorts files: a model's highest version, which requests have that name none, is loaded first."""
+    match = SERVED_AS.fullmatch(path.stem)
+    return (match[1], -int(match[2] or 1), path.name) if match else (path.stem, 0, path.name)

@@ -135,9 +135,13 @@ class Registry:
 
     Args:
         changed: Called whenever a model came or went.
+
+    Attributes:
+        loading: Whether the server is only starting, so that what it lacks may be still to come.
     """
 
     def __init__(self, changed: Callable[[], None] = lambda: None) -> None:
+        self.loading = False
         self._models: Mapping[str, Mapping[int, Model]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self.changed = changed
@@ -163,7 +167,7 @@ class Registry:
         """Return a model by name (empty: the only one) and version or digest (empty: the highest version).
 
         Raises:
-            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all.
+            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all, or that one may be still to come.
         """
         versions = self._named(name)
         if not version:
@@ -172,21 +176,21 @@ class Registry:
         if not found:
             have = shorten(", ".join(map(str, sorted(versions))), MOST_NAMES, placeholder=" ...")
             received = quoted(version)
-            raise Refusal(Code.NOT_FOUND, f"version must be one of {have}, or one's digest. Received: {received}")
+            raise self._lacking(f"version must be one of {have}, or one's digest. Received: {received}")
         return found[0]
 
     def of_digest(self, digest: str, arithmetic: str = "") -> Model:
         """Return a model by its digest, and, where that is named, its arithmetic.
 
         Raises:
-            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all.
+            Refusal: NOT_FOUND; UNAVAILABLE while there is no model at all, or that one may be still to come.
         """
         models = self.models()
         if not models:
             raise _none_yet()
         found = [model for model in models if model.digest == digest and arithmetic in ("", model.arithmetic)]
         if not found:
-            raise Refusal(Code.NOT_FOUND, f"no model here has this digest and arithmetic. Received: {quoted(digest)}")
+            raise self._lacking(f"no model here has this digest and arithmetic. Received: {quoted(digest)}")
         return found[0]
 
     def put(self, model: Model) -> None:
@@ -217,12 +221,15 @@ class Registry:
         models = self._models
         if not models:
             raise _none_yet()
-        if not name and len(models) == 1:
+        if not name and len(models) == 1 and not self.loading:
             return next(iter(models.values()))
         if name not in models:
             have = shorten(", ".join(sorted(models)), MOST_NAMES, placeholder=" ...")
-            raise Refusal(Code.NOT_FOUND, f"model must be one of {have}. Received: {quoted(name)}")
+            raise self._lacking(f"model must be one of {have}. Received: {quoted(name)}")
         return models[name]
+
+    def _lacking(self, what: str) -> Refusal:
+        return _none_yet("not all models are ready yet") if self.loading else Refusal(Code.NOT_FOUND, what)
 
     def _retire(self, model: Model) -> None:
         task = asyncio.get_running_loop().create_task(model.batcher.close())
@@ -234,5 +241,5 @@ class Registry:
         memory.give_back()
 
 
-def _none_yet() -> Refusal:
-    return Refusal(Code.UNAVAILABLE, "no model is ready yet; repeat in a moment", 1.0)
+def _none_yet(what: str = "no model is ready yet") -> Refusal:
+    return Refusal(Code.UNAVAILABLE, f"{what}; repeat in a moment", 1.0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,6 +21,12 @@ import pytest
 from serve import Client, Engine, load
 from serve.bundle import CARD_KEY
 from serve.errors import Changed, Rejected
+from serve.server.folder import Loader, engines
+from serve.server.models import Model, Registry
+from serve.server.refusal import Code, Refusal
+from serve.server.settings import Settings
+from serve.server.telemetry import Telemetry
+from serve.server.work import Budget
 from serve.stubs.admin.v1 import admin_pb2 as admin
 from serve.stubs.admin.v1 import admin_pb2_grpc as admin_rpc
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -314,6 +324,53 @@ def test_admin_calls_load_and_unload(folder: Path, variant: Callable[..., bytes]
             assert error.value.code() is code
             said = error.value.details().partition("Received: ")[0]  # behind it stands what the caller sent
             assert str(folder) not in said
+
+
+def test_while_a_server_starts_what_it_lacks_may_come() -> None:
+    registry = Registry()
+    model: Any = SimpleNamespace(name="cats", version=2, digest="d", arithmetic="exact")
+    registry.loading = True
+    registry.put(model)
+    assert registry.get("cats") is registry.get("cats", "2") is registry.of_digest("d") is model
+    lacking: list[Callable[[], Model]] = [
+        lambda: registry.get("dogs"),
+        lambda: registry.get("cats", "1"),
+        lambda: registry.of_digest("e"),
+    ]
+    for ask in (*lacking, lambda: registry.get("")):
+        with pytest.raises(Refusal) as error:
+            ask()
+        assert error.value.code is Code.UNAVAILABLE
+    registry.loading = False
+    for ask in lacking:
+        with pytest.raises(Refusal) as error:
+            ask()
+        assert error.value.code is Code.NOT_FOUND
+    assert registry.get("") is model
+
+
+def test_the_highest_version_comes_first_and_what_was_unloaded_stays_away(smoke_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("cats", "smoke", "smoke@10", "smoke@2"):
+        shutil.copy(smoke_bundle, folder / f"{name}.onnx")
+    settings, registry, told = Settings(models=folder), Registry(), Telemetry()
+    came: list[tuple[str, int]] = []
+
+    async def scenario() -> None:
+        loader = Loader(settings, registry, Budget(10**6, 10**10), told, engines(settings))
+        registry.changed = lambda: came.extend((each.name, each.version) for each in registry.models())
+        model = await loader.load(folder / "smoke.onnx")
+        loader.unload(model)
+        came.clear()
+        await loader.scan(settle=False)
+        assert list(dict.fromkeys(came)) == [("cats", 1), ("smoke", 10), ("smoke", 2)]
+        (folder / "smoke.onnx").touch()
+        await loader.scan(settle=False)
+        assert came[-1] == ("smoke", 1)
+        await registry.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 300))
 
 
 def test_admin_calls_are_off_by_default(server: str) -> None:
