@@ -48,7 +48,7 @@ def why_no_picture(name: str) -> str:
     """Return why a file of this name is not read as a picture; empty if its ending is one of a format that is read."""
     path = PurePath(name)
     ending = path.suffix.lower()
-    if any(part.startswith(".") for part in path.parts):  # or in a folder that is, as a trash is
+    if any(part.startswith(".") and part != ".." for part in path.parts):  # or in a folder that is, as a trash is
         return "hidden"
     if ending in _endings():
         return ""

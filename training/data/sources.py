@@ -266,7 +266,7 @@ def opened(path: Path, recipe: Recipe, cache: Cache, advance: Advance | None) ->
             with arrays.archive(path) as archive:
                 yield _Files(path, _Zip(path, archive), recipe, cache, advance)
             return
-        names = [os.path.relpath(name, path) for name in _walk(path)]
+        names = [os.path.relpath(name, path) for name in _walk(path)] if path.is_dir() else []
         yield arrays.find(path, names, recipe, cache) or _Files(path, _Folder(path, names), recipe, cache, advance)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {why(error)}") from None
