@@ -231,7 +231,8 @@ class Run(Documents):
             kept = [each for each in self.metrics if stage > 1 and "decoder" not in each]
             if stage == 2:
                 kept = [each for each in kept if each.get("prior") != "second-stage"]
-            write_json(self.path / "metrics.json", kept)
+            if kept != self.metrics:
+                write_json(self.path / "metrics.json", kept)
 
     def append(self, record: Record, name: str = "history") -> None:
         """Add an epoch's record to history.jsonl, or one to trace.jsonl. Do so before saving a state beyond it."""
