@@ -7,6 +7,7 @@ It takes the extra `export`. Keras downloads the weights, 9 MB; `--weights FILE`
 makes an extractor, and distances by one are not those by another.
 """
 
+import os
 from pathlib import Path
 
 import click
@@ -14,11 +15,12 @@ import click
 SIDE = 224  # pixels that the network was trained on
 
 
-@click.command(help=__doc__)
+@click.command()
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--weights", default="imagenet", show_default=True, help="imagenet; none, to try it; or a file.")
 def main(out: Path, weights: str) -> None:
     """Write the extractor to OUT."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # whose graphs become ONNX
     from keras import Input, Model, applications, layers, ops
 
     images = Input((None, None, 3), dtype="uint8", name="images")

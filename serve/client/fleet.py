@@ -29,7 +29,8 @@ from serve.model import Images, check_sampling
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PIECE, PIECE_BYTES, LEAST_PIECE = 1024, 16 << 20, 64  # samples; their pixels; samples, as a server is asked for a few
+PIECE, PIECE_BYTES = 1024, 16 << 20  # samples, and their pixels, at most
+LEAST_PIECE = 64  # samples, below which asking costs more than it shares
 SHARES = 2  # pieces a server, at least, of a range that has enough
 AHEAD = 3  # pieces a server that may wait for an earlier one: bounds memory
 SLOW = 3.0  # times what a piece takes elsewhere, after which it is asked for elsewhere too
