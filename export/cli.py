@@ -36,6 +36,15 @@ def _clear_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from None
 
 
+@contextmanager
+def _clear_write(path: Path) -> Iterator[None]:
+    """Say in one line that something cannot be written; exit with 1."""
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"cannot write {path}: {error.strerror or error}") from None
+
+
 @click.group(
     cls=Group,
     default="export",
@@ -237,15 +246,14 @@ def export(
         else:
             exportable = from_bundle(source, name, **card_fields)
         limits = Limits(limit_mean, limit_fd, count, features, reference)
-        try:
+        with _clear_write(out):
             bundles = export(exportable, outs, store, limits, say)
-            if triton:
+        for path, bundle in zip(outs.values(), bundles, strict=True):
+            click.echo(f"{path}: {len(bundle.data) / 1e6:.1f} MB, sha256 {bundle.digest}")
+            click.echo(describe(bundle.card.verification, bundle.card.difference))
+        if triton:
+            with _clear_write(triton):
                 write_repository(bundles, triton, force)
-        except OSError as error:
-            raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from None
-    for path, bundle in zip(outs.values(), bundles, strict=True):
-        click.echo(f"{path}: {len(bundle.data) / 1e6:.1f} MB, sha256 {bundle.digest}")
-        click.echo(describe(bundle.card.verification, bundle.card.difference))
     click.echo(f"{time.monotonic() - began:.1f} s in all")
 
 

@@ -49,7 +49,13 @@ class SettingsError(ServeError):
 
 
 class RemoteError(ServeError):
-    """Base of what a client raises about its server."""
+    """Base of what a client raises about its server.
+
+    Attributes:
+        retry_after: Seconds after which a server that answers, and cannot do it yet, is to be asked again; 0 of others.
+    """
+
+    retry_after = 0.0
 
 
 class Unreachable(RemoteError):

@@ -80,13 +80,21 @@ class Fleet:
     def model(self, name: str = "", version: str = "") -> FleetModel:
         """Return a model that all servers have which answer; those that do not may come back.
 
+        Where none has it yet, they are waited for: as long as `Options.patience` says if one of them answers, since it
+        still loads its models or is full, and otherwise as long as `Options.start` says.
+
         Raises:
             Changed: two servers have different models of the name, or compute in different arithmetics.
             RemoteError: no server answers, or one has no such model.
         """
-        until = time.monotonic() + self.options.start
-        while not (found := self._found(name, version, time.monotonic() >= until)):
-            self._closed.wait(PAUSE)
+        since, said = time.monotonic(), ""
+        while True:
+            found, failed = self._ask(name, version)
+            if found:
+                break
+            said = self._wait(list(failed.values()), since, said)
+        for client, why in failed.items():
+            log.warning("beginning without %s: %s", client.address, why)
         first, *others = found.items()
         for client, model in others:
             for what in ("digest", "arithmetic"):
@@ -98,8 +106,8 @@ class Fleet:
                     )
         return FleetModel(self, first[1], found)
 
-    def _found(self, name: str, version: str, last: bool) -> dict[Client, RemoteModel]:
-        """Return the model as each server has it that answers; where this is the last try, one has to."""
+    def _ask(self, name: str, version: str) -> tuple[dict[Client, RemoteModel], dict[Client, RemoteError]]:
+        """Return the model as each server has it, and why the others have not."""
         found: dict[Client, RemoteModel] = {}
         failed: dict[Client, RemoteError] = {}
         for client in self.clients:
@@ -107,11 +115,26 @@ class Fleet:
                 found[client] = client.model(name, version)
             except GONE as error:
                 failed[client] = error
-        if last and not found:
-            raise failed[self.clients[0]]
-        for client, why in failed.items() if found else ():
-            log.warning("beginning without %s: %s", client.address, why)
-        return found
+        return found, failed
+
+    def _wait(self, failed: list[RemoteError], since: float, said: str) -> str:
+        """Wait before all are asked again, and return what was said of that, once.
+
+        Raises:
+            RemoteError: they were waited for long enough.
+        """
+        answers = [error for error in failed if error.retry_after]
+        if answers:
+            error, most, what = answers[0], self.options.patience, "can serve the model yet"
+        else:
+            error, most, what = failed[0], self.options.start, "answers yet"
+        pause = max(PAUSE, min((each.retry_after for each in answers), default=0.0))
+        if time.monotonic() + pause > since + most:
+            raise error
+        if what != said:
+            log.warning("none of %d servers %s; waiting for them, %.0f s at most", len(failed), what, most)
+        self._closed.wait(pause)
+        return what
 
 
 @dataclass(frozen=True)
@@ -254,6 +277,7 @@ class _Work:
 
     def _serve(self, client: Client) -> None:
         """Make pieces on one server until there are no more."""
+        away = False
         while (piece := self._take(client)) is not None:
             began = time.monotonic()
             images, error = None, None
@@ -266,17 +290,17 @@ class _Work:
                 piece.takers.remove(client)
                 if images is not None:
                     self._took.append(time.monotonic() - began)
-                    self._gone = None
+                    self._gone, away = None, False
                     piece.images = images if piece.images is None else piece.images
                 elif isinstance(error, GONE):
-                    if self._gone is None:
+                    if not away:
                         log.warning("going on without %s: %s", client.address, error)
-                    self._gone = error
+                    self._gone, away = error, True
                 else:
                     self._error = error
                 self._changed.notify_all()
                 if isinstance(error, GONE):
-                    self._changed.wait_for(lambda: self._over, PAUSE)
+                    self._changed.wait_for(lambda: self._over, max(PAUSE, error.retry_after))
 
     def _take(self, client: Client) -> Piece | None:
         """Return a piece for a server to make, as soon as there is one; None where the stream is over."""

@@ -81,6 +81,7 @@ class Tries:
             raise self._model.changed() from None
         error, seconds = explain(address, failure, options), retry_delay(failure)
         if seconds is not None:  # it answers, and says when to come back
+            error.retry_after = seconds
             return self._wait(error, options.patience, str(error), seconds)
         if code not in (Code.UNAVAILABLE, Code.CANCELLED):
             raise error from None
@@ -98,6 +99,7 @@ class Tries:
         """
         what = f"the server at {self._connection.address} has no model ready yet"
         error = Unreachable(f"{what}; run the command again in a moment")
+        error.retry_after = FIRST_PAUSE
         return self._wait(error, self._connection.options.patience, what)
 
     def _wait(self, error: RemoteError, most: float, what: str, seconds: float | None = None) -> float:

@@ -133,3 +133,8 @@ def test_the_command_writes_one(smoke_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").unlink()
     assert_clear_error(inside(*words), "--force")
     assert not (tmp_path / "m.onnx").exists()
+    (tmp_path / "file").touch()
+    result = inside(*words[:-1], tmp_path / "file" / "models")
+    assert_clear_error(result, f"cannot write {tmp_path}/file/models: Not a directory")
+    assert (tmp_path / "m.onnx").exists()  # and is named before
+    assert f"{tmp_path}/m.onnx: " in result.stdout

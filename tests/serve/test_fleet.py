@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from serve import Client, Engine, Fleet, Options, load
 from serve.client.fleet import Range, _Work
 from serve.errors import Changed, Rejected, Unreachable
 from serve.model import Images
-from tests.conftest import assert_clear_error, command, inside, serving
+from tests.conftest import BIN, assert_clear_error, command, inside, serving
 
 COUNT = 30_000
 
@@ -74,6 +75,49 @@ def test_pieces_are_small_enough_for_all_servers_and_for_memory(count: int, side
 def test_a_server_that_is_away_at_first_is_done_without(smoke_bundle: Path, wanted: Images) -> None:
     with serving("--model", smoke_bundle) as (address, _), Fleet(["127.0.0.1:1", address]) as fleet:
         assert_the_same(list(fleet.model().stream(7, 0, 3000)), wanted[:3000])
+
+
+def test_servers_that_load_are_waited_for(smoke_bundle: Path, tmp_path: Path, wanted: Images) -> None:
+    folder, out = tmp_path / "models", tmp_path / "out"
+    folder.mkdir()
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(serving("--models", folder, "--watch", 0.05))[0] for _ in range(2))
+        with Fleet([one, two], Options(patience=0)) as fleet, pytest.raises(Unreachable, match="no model ready yet"):
+            fleet.model()
+        words: list[str | Path] = [
+            BIN / "sample-cli",
+            "--server",
+            f"{one},{two}",
+            "--n",
+            "300",
+            "--seed",
+            "7",
+            "--format",
+            "npy",
+        ]
+        with subprocess.Popen([*words, "--out", out], stderr=subprocess.PIPE, text=True) as client:
+            assert client.stderr is not None
+            assert (
+                client.stderr.readline()
+                == "none of 2 servers can serve the model yet; waiting for them, 60 s at most\n"
+            )
+            (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+            assert client.wait(60) == 0, client.stderr.read()
+    found = [np.load(path) for path in sorted(out.glob("*.npy"))]
+    np.testing.assert_array_equal(np.concatenate(found), wanted[:300])
+
+
+def test_a_server_that_stays_away_is_told_of_once(
+    smoke_bundle: Path, wanted: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ExitStack() as stack:
+        (one, first), (two, _) = (stack.enter_context(serving("--model", smoke_bundle)) for _ in range(2))
+        fleet = stack.enter_context(Fleet([one, two]))
+        stream = fleet.model().stream(7, 0, COUNT)
+        parts = [next(stream)]
+        first.kill()
+        assert_the_same([*parts, *stream], wanted)
+    assert [line for line in caplog.messages if "going on without" in line][1:] == []
 
 
 def test_where_all_are_lost_it_says_so(smoke_bundle: Path) -> None:
