@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -274,6 +275,8 @@ def main(**options: Any) -> None:
     """
     wanted = Wanted(**options)
     check(wanted)
+    if wanted.quiet:
+        logging.getLogger("serve").setLevel(logging.ERROR)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before the import: gRPC's core would add lines of its own
     from serve.stop import Stopped, StopRequest
 

@@ -20,14 +20,19 @@ class StopRequest:
 
     Attributes:
         signal: The one that came, or None.
-        wake: Called in a thread of its own when one comes, to end what the main thread may be waiting for.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.wake: Callable[[], None] | None = None
+        self._wake: Callable[[], None] | None = None
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
+
+    def wake_by(self, wake: Callable[[], None]) -> None:
+        """Have this called in a thread of its own when a signal comes, or has come: it ends what is waited for."""
+        self._wake = wake
+        if self.signal is not None:
+            self._call()
 
     def check(self) -> None:
         """Raise Stopped if a signal came."""
@@ -38,5 +43,8 @@ class StopRequest:
         self.signal = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        if self.wake:
-            threading.Thread(target=self.wake, daemon=True).start()
+        self._call()
+
+    def _call(self) -> None:
+        if self._wake:
+            threading.Thread(target=self._wake, daemon=True).start()

@@ -217,7 +217,7 @@ def _remote(stack: ExitStack, stop: StopRequest, server: str, model: str, **opti
     addresses, how = server.split(","), Options(**options)
     client: Client | Fleet = Client(server, how) if len(addresses) == 1 else Fleet(addresses, how)
     stack.callback(client.close)
-    stop.wake = client.close  # whoever waits for the server stops waiting
+    stop.wake_by(client.close)  # whoever waits for the server stops waiting
     name, _, version = model.partition("@")
     return client.model(name, version)
 

@@ -15,6 +15,7 @@ from serve.client.options import Options
 from serve.client.protocol import Connection, Encoding, Priority, Served, choose
 from serve.client.tries import Streaming, Tries
 from serve.encoding import pictures
+from serve.errors import Rejected
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -35,9 +36,10 @@ class AsyncModel(Served):
         """As `RemoteModel.sample`."""
         wanted = self._range(seed, start, count, temperature, priority)
         if not 1 <= count <= self.batch:
-            return self._joined([self._images(chunk) async for chunk in self._chunks(wanted)])
+            return self._joined([self._images(chunk, chunk.count) async for chunk in self._chunks(wanted)])
         request = wire.SampleRequest(range=wanted)
-        return self._images((await self._client.call(lambda stub, more: stub.Sample(request, **more), self)).chunk)
+        reply = await self._client.call(lambda stub, more: stub.Sample(request, **more), self)
+        return self._images(reply.chunk, count)
 
     async def pictures(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
@@ -47,7 +49,7 @@ class AsyncModel(Served):
 
     async def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
         """As `RemoteModel.decode`."""
-        return self._joined([await self._decode(request) for request in self._requests(noise, priority)])
+        return self._joined([await self._decode(request, count) for request, count in self._requests(noise, priority)])
 
     async def stream(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
@@ -55,7 +57,7 @@ class AsyncModel(Served):
         """As `RemoteModel.stream`."""
         wanted = self._range(seed, start, count, temperature, priority)
         async for chunk in self._chunks(wanted):
-            yield chunk.start, self._images(chunk)
+            yield chunk.start, self._images(chunk, chunk.count)
 
     async def files(
         self,
@@ -72,8 +74,9 @@ class AsyncModel(Served):
             for each in self._files(chunk):
                 yield each
 
-    async def _decode(self, request: wire.DecodeRequest) -> Images:
-        return self._images((await self._client.call(lambda stub, more: stub.Decode(request, **more), self)).chunk)
+    async def _decode(self, request: wire.DecodeRequest, count: int) -> Images:
+        reply = await self._client.call(lambda stub, more: stub.Decode(request, **more), self)
+        return self._images(reply.chunk, count)
 
     async def _chunks(self, wanted: wire.Range) -> AsyncGenerator[wire.Chunk]:
         tries = Streaming(self._client, self, wanted)
@@ -132,15 +135,16 @@ class AsyncClient(Connection[asyncio.Event]):
     async def model(self, name: str = "", version: str = "") -> AsyncModel:
         """Return the model called `name`, or the only one; its newest version, or the one of a number or digest.
 
-        A server that has no model yet is waited for, as long as `Options.patience` says.
+        A server that still loads its models is waited for, as long as `Options.patience` says.
 
         Raises:
             RemoteError: no server is there, or it has no such model.
         """
-        tries = Tries(self)
-        while not (models := await self._models()):
-            await self.wait(tries.for_a_model())
-        return AsyncModel(self, choose(self.address, models, name, version))
+        request = wire.GetModelRequest(model=name, version=version)
+        try:
+            return AsyncModel(self, (await self.call(lambda stub, more: stub.GetModel(request, **more))).model)
+        except Rejected:  # there is no such model; one of a digest may have any name
+            return AsyncModel(self, choose(self.address, await self._models(), name, version))
 
     async def _models(self) -> list[wire.Model]:
         reply = await self.call(lambda stub, more: stub.ListModels(wire.ListModelsRequest(), **more))

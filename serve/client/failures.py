@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
-from serve.client.options import Options
+from serve.client.options import NAMES, Options
 from serve.errors import Broken, Denied, Overloaded, Rejected, RemoteError, TimedOut, Unreachable
 
 Code = grpc.StatusCode
@@ -29,6 +30,7 @@ SIGNS = {
     "or in Python Options(server_name=...)",
     "WRONG_VERSION_NUMBER": "what listens at {address} does not use TLS; leave out --tls, --ca, --cert and --key",
     "Failed parsing HTTP/2": "what listens at {address} is not serve-vae; check the address",
+    "backend unhealthy": "no server at {address} says that it serves: they are starting, or have no model",
     "lookup error": "there is no host of the name in {address}; check the address",
 }
 NOBODY = ("Connection refused", "No such file or directory")  # the second, of a unix socket
@@ -38,7 +40,7 @@ def retry_delay(failure: Any) -> float | None:
     """Return what google.rpc.RetryInfo says, in seconds; None where it is not there."""
     try:
         status = rpc_status.from_call(failure)
-    except ValueError:  # its code is not the call's: some proxy's work
+    except (ValueError, DecodeError):  # its code is not the call's, or it is none: some proxy's work
         return None
     for detail in status.details if status else ():
         info = RetryInfo()
@@ -48,9 +50,16 @@ def retry_delay(failure: Any) -> float | None:
     return None
 
 
-def nobody_listens(failure: Any) -> bool:
+def nobody_listens(address: str, failure: Any) -> bool:
     """Tell whether nothing at all is at the address: a server that is just starting looks like that."""
-    return failure.code() is Code.UNAVAILABLE and any(each in (failure.details() or "") for each in NOBODY)
+    # A name that stands for several servers may be given to them once the first is ready.
+    signs = (*NOBODY, "lookup error") if address.startswith(NAMES) else NOBODY
+    return failure.code() is Code.UNAVAILABLE and any(each in (failure.details() or "") for each in signs)
+
+
+def unhealthy(failure: Any) -> bool:
+    """Tell whether all servers of a name answer, and say that they do not serve: they may be loading their models."""
+    return failure.code() is Code.UNAVAILABLE and "backend unhealthy" in (failure.details() or "")
 
 
 def explain(address: str, failure: Any, options: Options) -> RemoteError:
@@ -79,4 +88,5 @@ def _unreachable(address: str, details: str, options: Options) -> str:
             return f"what listens at {address} ended the connection at once; if it uses TLS, pass --tls or --ca FILE"
         what = "does not take this client's certificate" if options.cert else "asks for this client's certificate"
         return f"the server at {address} {what}; give one of an authority that it trusts with --cert and --key"
-    return f"no server answers at {address}; start one with: serve-vae --listen {address}"
+    way = "start one there" if address.startswith(NAMES) else f"start one with: serve-vae --listen {address}"
+    return f"no server answers at {address}; {way}"

@@ -13,6 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -34,7 +36,9 @@ LEAST_PIECE = 64  # samples, below which asking costs more than it shares
 SHARES = 2  # pieces a server, at least, of a range that has enough
 AHEAD = 3  # pieces a server that may wait for an earlier one: bounds memory
 SLOW = 3.0  # times what a piece takes elsewhere, after which it is asked for elsewhere too
+UNKNOWN, LEAST_SLOW = 5.0, 1.0  # seconds, where nothing is known of what it takes, and at least
 PAUSE = 0.5  # seconds that a server is left alone after it failed
+JOIN = 1.0  # seconds that the other servers have to answer in once one has the model
 GONE = (Unreachable, Overloaded, Broken, TimedOut)  # of one server; another may do better
 
 log = logging.getLogger(__name__)
@@ -48,14 +52,18 @@ class Fleet:
         options: For each of them; `patience` is how long all may be away together.
 
     Raises:
-        RemoteError: as `Client`.
+        RemoteError: as `Client`; Rejected where there is no address.
     """
 
     def __init__(self, addresses: Sequence[str], options: Options = Options()) -> None:  # noqa: B008 (it is frozen)
+        if not addresses:
+            raise Rejected("a fleet has one server or more; give their addresses")
         self.options = options
         # A server that is away is no reason to wait while there are others.
         each = replace(options, patience=0.0, start=0.0)
         self.clients = [Client(address, each) for address in addresses]
+        self._patient: set[Client] = set()  # that wait for a model
+        self._told: set[Client] = set()  # of those that are away
         self._closed = threading.Event()
 
     def __enter__(self) -> Fleet:
@@ -69,7 +77,7 @@ class Fleet:
     def close(self) -> None:
         """Close all connections, as `Client.close`."""
         self._closed.set()
-        for client in self.clients:
+        for client in [*self.clients, *self._patient]:
             client.close()
 
     @property
@@ -80,21 +88,16 @@ class Fleet:
     def model(self, name: str = "", version: str = "") -> FleetModel:
         """Return a model that all servers have which answer; those that do not may come back.
 
-        Where none has it yet, they are waited for: as long as `Options.patience` says if one of them answers, since it
-        still loads its models or is full, and otherwise as long as `Options.start` says.
+        All are asked at once, and each is waited for as a `Client` waits, but only until one has the model and the
+        others had a second to answer in.
 
         Raises:
             Changed: two servers have different models of the name, or compute in different arithmetics.
             RemoteError: no server answers, or one has no such model.
         """
-        since, said = time.monotonic(), ""
-        while True:
-            found, failed = self._ask(name, version)
-            if found:
-                break
-            said = self._wait(list(failed.values()), since, said)
-        for client, why in failed.items():
-            log.warning("beginning without %s: %s", client.address, why)
+        found, failed = self._ask(name, version)
+        if not found:
+            raise failed[self.clients[0]]
         first, *others = found.items()
         for client, model in others:
             for what in ("digest", "arithmetic"):
@@ -104,37 +107,57 @@ class Fleet:
                         f"the servers {first[0].address} and {client.address} should have one {what} of "
                         f"{model.name}. Received: {here[:16]} and {there[:16]}; address servers that have the same"
                     )
+        for client in self.clients:
+            if client not in found:
+                why = failed.get(client, f"the server at {client.address} did not answer within {JOIN:.0f} s")
+                self.lost(client, why, "beginning")
         return FleetModel(self, first[1], found)
 
-    def _ask(self, name: str, version: str) -> tuple[dict[Client, RemoteModel], dict[Client, RemoteError]]:
-        """Return the model as each server has it, and why the others have not."""
-        found: dict[Client, RemoteModel] = {}
-        failed: dict[Client, RemoteError] = {}
-        for client in self.clients:
-            try:
-                found[client] = client.model(name, version)
-            except GONE as error:
-                failed[client] = error
-        return found, failed
+    def wait(self, seconds: float) -> None:
+        """Wait, but no longer than the fleet is open."""
+        self._closed.wait(seconds)
 
-    def _wait(self, failed: list[RemoteError], since: float, said: str) -> str:
-        """Wait before all are asked again, and return what was said of that, once.
+    def lost(self, client: Client, why: object, what: str = "going on") -> None:
+        """Say that a server is done without, once until it is back."""
+        if client not in self._told:
+            self._told.add(client)
+            # A busy server is an everyday matter.
+            level = logging.INFO if isinstance(why, Overloaded) else logging.WARNING
+            log.log(level, "%s without %s: %s", what, client.address, why)
+
+    def back(self, client: Client) -> None:
+        """Note that a server answers."""
+        self._told.discard(client)
+
+    def _ask(self, name: str, version: str) -> tuple[dict[Client, RemoteModel], dict[Client, RemoteError]]:
+        """Return the model as each server has it, and why the others have not, in the order of their addresses.
 
         Raises:
-            RemoteError: they were waited for long enough.
+            RemoteError: a server has no such model, or does not allow it; the fleet was closed.
         """
-        answers = [error for error in failed if error.retry_after]
-        if answers:
-            error, most, what = answers[0], self.options.patience, "can serve the model yet"
-        else:
-            error, most, what = failed[0], self.options.start, "answers yet"
-        pause = max(PAUSE, min((each.retry_after for each in answers), default=0.0))
-        if time.monotonic() + pause > since + most:
-            raise error
-        if what != said:
-            log.warning("none of %d servers %s; waiting for them, %.0f s at most", len(failed), what, most)
-        self._closed.wait(pause)
-        return what
+        asked: dict[Client, Future[RemoteModel]] = {}
+        with ThreadPoolExecutor(len(self.clients)) as pool, ExitStack() as stack:
+            for client in self.clients:
+                # By a connection of its own, which is closed once nobody needs to wait any longer.
+                patient = stack.enter_context(Client(client.address, self.options))
+                self._patient.add(patient)
+                stack.callback(self._patient.discard, patient)
+                asked[client] = pool.submit(patient.model, name, version)
+            if self.closed:
+                raise Closed(f"the client of {self.clients[0].address} is closed; make another one")
+            pending, until = set(asked.values()), math.inf
+            while pending and time.monotonic() < until:
+                left = None if until == math.inf else until - time.monotonic()
+                done, pending = wait(pending, left, FIRST_COMPLETED)
+                errors = [each.exception() for each in done]
+                if unforgiven := [each for each in errors if each is not None and not isinstance(each, GONE)]:
+                    raise unforgiven[0]
+                if None in errors:
+                    until = min(until, time.monotonic() + JOIN)
+            ended = {client: each for client, each in asked.items() if each not in pending}
+        failed = {client: each.exception() for client, each in ended.items()}
+        found = {client: each.result().by(client) for client, each in ended.items() if failed[client] is None}
+        return found, {client: error for client, error in failed.items() if isinstance(error, RemoteError)}
 
 
 @dataclass(frozen=True)
@@ -153,7 +176,7 @@ class Piece:
 
     at: int
     count: int
-    began: float = 0.0
+    began: float = 0.0  # by the last of its takers
     takers: list[Client] = field(default_factory=list)  # that are at it
     images: Images | None = None
 
@@ -164,6 +187,9 @@ class FleetModel:
     def __init__(self, fleet: Fleet, model: RemoteModel, found: dict[Client, RemoteModel]) -> None:
         self._fleet, self._model, self._found = fleet, model, dict(found)
         self.card, self.digest, self.arithmetic = model.card, model.digest, model.arithmetic
+        self.took: deque[float] = deque(maxlen=32)  # seconds a sample, of the last pieces
+        # A server that hangs keeps its turn, and gets no further piece of this stream or the next.
+        self.turns = {client: threading.Lock() for client in fleet.clients}
 
     @property
     def name(self) -> str:
@@ -186,14 +212,18 @@ class FleetModel:
 
     def decode(self, noise: npt.ArrayLike) -> Images:
         """As `GenerativeModel.decode`, by the first server that does it."""
-        failed: RemoteError | None = None
-        for client in self._fleet.clients:
-            try:
-                return self.on(client).decode(noise)
-            except GONE as error:
-                failed = error
-        assert failed is not None
-        raise failed
+        since = time.monotonic()
+        while True:
+            failed: list[RemoteError] = []
+            for client in self._fleet.clients:
+                try:
+                    return self.on(client).decode(noise)
+                except GONE as error:
+                    failed.append(error)
+            left = since + self._fleet.options.patience - time.monotonic()
+            if left <= 0:
+                raise failed[0]
+            self._fleet.wait(min(left, max(PAUSE, min(error.retry_after for error in failed))))
 
     def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
         """As `GenerativeModel.stream`, a piece at a time.
@@ -203,7 +233,7 @@ class FleetModel:
             RemoteError: no server has made anything for as long as `Options.patience` says.
         """
         try:
-            check_sampling(seed, start, count, temperature)
+            seed, start, count = check_sampling(seed, start, count, temperature)
         except ValueError as error:
             raise Rejected(str(error)) from None
         yield from _Work(self, self._fleet, Range(seed, start, count, temperature))
@@ -235,11 +265,11 @@ class _Work:
         fair = max(LEAST_PIECE, -(-wanted.count // (SHARES * len(fleet.clients))))
         self._size = max(1, min(PIECE, PIECE_BYTES // math.prod(model.card.image_shape), fair))
         self._window: deque[Piece] = deque()  # what the reader has not had, in order
-        self._took: deque[float] = deque(maxlen=32)  # seconds of the last pieces
         self._changed = threading.Condition()
         self._over = False
-        self._error: RemoteError | None = None  # that ends the stream
-        self._gone: RemoteError | None = None  # of a server, since anything was made
+        self._error: Exception | None = None  # that ends the stream
+        self._away: dict[Client, RemoteError] = {}
+        self._all_away = math.inf  # since when
 
     def __iter__(self) -> Iterator[tuple[int, Images]]:
         for client in self._fleet.clients:
@@ -269,48 +299,61 @@ class _Work:
                     raise Closed(f"the client of {self._fleet.clients[0].address} is closed; make another one")
                 if self._error is not None:
                     raise self._error
-                if self._gone is not None and time.monotonic() > since + self._fleet.options.patience:
-                    raise self._gone
+                # However long the reader took over the piece before.
+                if time.monotonic() > max(since, self._all_away) + self._fleet.options.patience:
+                    raise next(iter(self._away.values()))
                 self._changed.wait(PAUSE)
             self._changed.notify_all()  # there is room for another
             return self._window.popleft()
 
     def _serve(self, client: Client) -> None:
         """Make pieces on one server until there are no more."""
-        away = False
         while (piece := self._take(client)) is not None:
             began = time.monotonic()
             images, error = None, None
             try:
                 asked = self._wanted
                 images = self._model.on(client).sample(asked.seed, piece.at, piece.count, asked.temperature, "bulk")
-            except RemoteError as failure:
+            except Exception as failure:  # whatever it is, the reader waits for this piece
                 error = failure
+            self._model.turns[client].release()
             with self._changed:
                 piece.takers.remove(client)
                 if images is not None:
-                    self._took.append(time.monotonic() - began)
-                    self._gone, away = None, False
+                    self._model.took.append((time.monotonic() - began) / piece.count)
+                    self._found(client)
                     piece.images = images if piece.images is None else piece.images
                 elif isinstance(error, GONE):
-                    if not away:
-                        log.warning("going on without %s: %s", client.address, error)
-                    self._gone, away = error, True
+                    self._lost(client, error)
                 else:
                     self._error = error
                 self._changed.notify_all()
                 if isinstance(error, GONE):
                     self._changed.wait_for(lambda: self._over, max(PAUSE, error.retry_after))
 
+    def _found(self, client: Client) -> None:
+        self._fleet.back(client)
+        self._away.pop(client, None)
+        self._all_away = math.inf
+
+    def _lost(self, client: Client, error: RemoteError) -> None:
+        self._fleet.lost(client, error)
+        self._away[client] = error
+        if len(self._away) == len(self._fleet.clients):
+            self._all_away = min(self._all_away, time.monotonic())
+
     def _take(self, client: Client) -> Piece | None:
         """Return a piece for a server to make, as soon as there is one; None where the stream is over."""
         with self._changed:
+            turn = self._model.turns[client]
             while not self._over and self._error is None:
-                piece = self._free() or self._slow(client)
-                if piece is not None:
-                    piece.began = time.monotonic()
-                    piece.takers.append(client)
-                    return piece
+                if turn.acquire(blocking=False):
+                    piece = self._free() or self._slow(client)
+                    if piece is not None:
+                        piece.began = time.monotonic()
+                        piece.takers.append(client)
+                        return piece
+                    turn.release()
                 self._changed.wait(PAUSE)
         return None
 
@@ -327,11 +370,13 @@ class _Work:
         return None
 
     def _slow(self, client: Client) -> Piece | None:
-        """Return the first piece that another server has been at for too long."""
-        if not self._took:
-            return None
-        late = time.monotonic() - SLOW * statistics.median(self._took)
+        """Return the first piece that other servers have been at for too long."""
+        took = self._model.took
+        usual = statistics.median(took) if took else None
+        now = time.monotonic()
         for piece in self._window:
-            if piece.images is None and piece.began < late and len(piece.takers) == 1 and client not in piece.takers:
-                return piece
+            if piece.images is None and client not in piece.takers:
+                most = UNKNOWN if usual is None else max(LEAST_SLOW, SLOW * usual * piece.count)
+                if now > piece.began + most:
+                    return piece
         return None

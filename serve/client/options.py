@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from serve.errors import RemoteError
+from serve.errors import Rejected, RemoteError
 
 # What may stand for several addresses: all of them are used that say they serve.
 NAMES = ("dns:", "ipv4:", "ipv6:")
@@ -20,6 +20,9 @@ SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "heal
 @dataclass(frozen=True)
 class Options:
     """How to reach a server, and how patiently.
+
+    Raises:
+        Rejected: no header can hold the token.
 
     Attributes:
         token: A bearer token.
@@ -43,6 +46,10 @@ class Options:
     timeout: float = 60.0
     patience: float = 60.0
     start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all("!" <= each <= "~" for each in self.token):  # which gRPC would tell of in words of its own
+            raise Rejected("a token is letters, digits and signs of ASCII, without blanks and ends of lines")
 
     @property
     def secure(self) -> bool:

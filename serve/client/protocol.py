@@ -27,6 +27,7 @@ Event = TypeVar("Event", threading.Event, asyncio.Event)
 ENCODINGS = {"raw": wire.ENCODING_RAW, "png": wire.ENCODING_PNG, "jpeg": wire.ENCODING_JPEG, "webp": wire.ENCODING_WEBP}
 PRIORITIES = {"interactive": wire.PRIORITY_INTERACTIVE, "bulk": wire.PRIORITY_BULK}
 MOST_NAMES = 500  # characters of names in a message
+MESSAGE = (4 << 20) - (64 << 10)  # bytes of noise that any server takes in one, as gRPC's own default is 4 MiB
 
 
 class Connection(Generic[Event]):
@@ -108,24 +109,31 @@ class Served:
             priority=_among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED,
         )
 
-    def _requests(self, noise: npt.ArrayLike, priority: Priority | None) -> list[wire.DecodeRequest]:
-        """Return what asks for the images of noise, as many samples in a message as it holds."""
+    def _requests(self, noise: npt.ArrayLike, priority: Priority | None) -> list[tuple[wire.DecodeRequest, int]]:
+        """Return what asks for the images of noise, and for how many each: what it and its answer hold."""
         with _rejecting():
             values = as_noise(noise, self.card.noise_size).astype("<f4", copy=False)
         rank = _among(PRIORITIES, priority) if priority else wire.PRIORITY_UNSPECIFIED
-        parts = [values[at : at + self.batch].tobytes() for at in range(0, len(values), self.batch)]
-        return [wire.DecodeRequest(model=self.name, version=self.digest, noise=part, priority=rank) for part in parts]
+        step = max(1, min(self.batch, MESSAGE // (4 * self.card.noise_size)))
+        parts = [values[at : at + step] for at in range(0, len(values), step)]
+        return [
+            (wire.DecodeRequest(model=self.name, version=self.digest, noise=part.tobytes(), priority=rank), len(part))
+            for part in parts
+        ]
 
     def _joined(self, parts: Sequence[Images]) -> Images:
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([np.empty((0, *self.card.image_shape), np.uint8), *parts])
 
-    def _images(self, chunk: wire.Chunk) -> Images:
+    def _images(self, chunk: wire.Chunk, count: int) -> Images:
         self._check(chunk)
-        shape = (chunk.count, chunk.height, chunk.width, chunk.channels)
-        if len(chunk.pixels) != math.prod(shape):
-            raise Broken(f"the server sent {len(chunk.pixels)} bytes for pictures of the shape {list(shape)}")
+        sent, shape = (chunk.count, chunk.height, chunk.width, chunk.channels), (count, *self.card.image_shape)
+        if sent != shape or len(chunk.pixels) != math.prod(shape):
+            raise Broken(
+                f"the server should send pictures of the shape {list(shape)}. Received: {list(sent)}, in "
+                f"{len(chunk.pixels)} bytes; is it serve-vae?"
+            )
         return np.frombuffer(chunk.pixels, np.uint8).reshape(shape)
 
     def _files(self, chunk: wire.Chunk) -> list[tuple[int, bytes]]:
@@ -167,7 +175,7 @@ def _among(words: dict[str, Any], word: str) -> Any:
 
 
 def choose(address: str, models: Sequence[wire.Model], name: str, version: str) -> wire.Model:
-    """Return the model called `name`, or the only one; its newest version where none is asked for.
+    """Return the model called `name`, or the only one of that version; the newest version where none is asked for.
 
     Raises:
         Rejected: no model has that name and version, or there are several and none is named.

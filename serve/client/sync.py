@@ -14,6 +14,7 @@ from serve.client.options import Options
 from serve.client.protocol import Connection, Encoding, Priority, Served, choose
 from serve.client.tries import Streaming, Tries
 from serve.encoding import pictures
+from serve.errors import Rejected
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -30,7 +31,11 @@ class RemoteModel(Served):
 
     def __init__(self, client: Client, model: wire.Model) -> None:
         super().__init__(model)
-        self._client = client
+        self._client, self._message = client, model
+
+    def by(self, client: Client) -> RemoteModel:
+        """Return the same model through another connection to its server."""
+        return RemoteModel(client, self._message)
 
     def sample(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
@@ -38,9 +43,9 @@ class RemoteModel(Served):
         """As `GenerativeModel.sample`; more than `batch` samples come as a stream."""
         wanted = self._range(seed, start, count, temperature, priority)
         if not 1 <= count <= self.batch:
-            return self._joined([self._images(chunk) for chunk in self._chunks(wanted)])
+            return self._joined([self._images(chunk, chunk.count) for chunk in self._chunks(wanted)])
         request = wire.SampleRequest(range=wanted)
-        return self._images(self._client.call(lambda stub, more: stub.Sample(request, **more), self).chunk)
+        return self._images(self._client.call(lambda stub, more: stub.Sample(request, **more), self).chunk, count)
 
     def pictures(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
@@ -50,7 +55,7 @@ class RemoteModel(Served):
 
     def decode(self, noise: npt.ArrayLike, priority: Priority | None = None) -> Images:
         """As `GenerativeModel.decode`; more than `batch` samples are several calls."""
-        return self._joined([self._decode(request) for request in self._requests(noise, priority)])
+        return self._joined([self._decode(request, count) for request, count in self._requests(noise, priority)])
 
     def stream(
         self, seed: int, start: int, count: int, temperature: float = 1.0, priority: Priority | None = None
@@ -58,7 +63,7 @@ class RemoteModel(Served):
         """As `GenerativeModel.stream`."""
         wanted = self._range(seed, start, count, temperature, priority)
         for chunk in self._chunks(wanted):
-            yield chunk.start, self._images(chunk)
+            yield chunk.start, self._images(chunk, chunk.count)
 
     def files(
         self,
@@ -74,8 +79,8 @@ class RemoteModel(Served):
         for chunk in self._chunks(wanted):
             yield from self._files(chunk)
 
-    def _decode(self, request: wire.DecodeRequest) -> Images:
-        return self._images(self._client.call(lambda stub, more: stub.Decode(request, **more), self).chunk)
+    def _decode(self, request: wire.DecodeRequest, count: int) -> Images:
+        return self._images(self._client.call(lambda stub, more: stub.Decode(request, **more), self).chunk, count)
 
     def _chunks(self, wanted: wire.Range) -> Iterator[wire.Chunk]:
         tries = Streaming(self._client, self, wanted)
@@ -134,15 +139,16 @@ class Client(Connection[threading.Event]):
     def model(self, name: str = "", version: str = "") -> RemoteModel:
         """Return the model called `name`, or the only one; its newest version, or the one of a number or digest.
 
-        A server that has no model yet is waited for, as long as `Options.patience` says.
+        A server that still loads its models is waited for, as long as `Options.patience` says.
 
         Raises:
             RemoteError: no server is there, or it has no such model.
         """
-        tries = Tries(self)
-        while not (models := self._models()):
-            self.wait(tries.for_a_model())
-        return RemoteModel(self, choose(self.address, models, name, version))
+        request = wire.GetModelRequest(model=name, version=version)
+        try:
+            return RemoteModel(self, self.call(lambda stub, more: stub.GetModel(request, **more)).model)
+        except Rejected:  # there is no such model; one of a digest may have any name
+            return RemoteModel(self, choose(self.address, self._models(), name, version))
 
     def _models(self) -> list[wire.Model]:
         return list(self.call(lambda stub, more: stub.ListModels(wire.ListModelsRequest(), **more)).models)

@@ -10,9 +10,9 @@ from typing import Any
 
 import grpc
 
-from serve.client.failures import Code, explain, nobody_listens, retry_delay
+from serve.client.failures import Code, explain, nobody_listens, retry_delay, unhealthy
 from serve.client.protocol import Connection, Served
-from serve.errors import Broken, Closed, Overloaded, RemoteError, ServeError, Unreachable
+from serve.errors import Broken, Closed, Overloaded, RemoteError, ServeError
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds
@@ -41,6 +41,7 @@ class Tries:
         """Begin to be patient anew: the server did something, or its reader comes back from doing so."""
         self._backoff = FIRST_PAUSE
         self._since = time.monotonic()
+        self._answered = False  # that it cannot do it yet
         self._said = ""
 
     def __enter__(self) -> None:
@@ -82,30 +83,24 @@ class Tries:
         error, seconds = explain(address, failure, options), retry_delay(failure)
         if seconds is not None:  # it answers, and says when to come back
             error.retry_after = seconds
+            if not self._answered:  # however long it was waited for to start
+                self._answered, self._since = True, time.monotonic()
             return self._wait(error, options.patience, str(error), seconds)
         if code not in (Code.UNAVAILABLE, Code.CANCELLED):
             raise error from None
+        if unhealthy(failure):
+            return self._wait(error, options.patience, f"no server at {address} is ready yet")
         if self._connection.met:
             return self._wait(error, options.patience, f"the server at {address} does not answer any more")
         # An address that never answered is more likely wrong than away for a while.
-        start = options.start if nobody_listens(failure) else 0.0
+        start = options.start if nobody_listens(address, failure) else 0.0
         return self._wait(error, start, f"no server answers at {address} yet")
-
-    def for_a_model(self) -> float:
-        """Return the seconds to wait before asking once more for models of a server that has none yet.
-
-        Raises:
-            Unreachable: it has been waited for long enough.
-        """
-        what = f"the server at {self._connection.address} has no model ready yet"
-        error = Unreachable(f"{what}; run the command again in a moment")
-        error.retry_after = FIRST_PAUSE
-        return self._wait(error, self._connection.options.patience, what)
 
     def _wait(self, error: RemoteError, most: float, what: str, seconds: float | None = None) -> float:
         """Return the seconds to wait because of an error, or raise it; say what is waited for, once."""
         seconds = self._backoff if seconds is None else max(FIRST_PAUSE, seconds)
-        if time.monotonic() + seconds > self._since + most:
+        left = self._since + most - time.monotonic()
+        if left <= 0:
             raise error from None
         if what != self._said:
             # A busy server is an everyday matter; one that is away, or not there yet, may keep somebody waiting.
@@ -113,7 +108,7 @@ class Tries:
             log.log(level, "%s; waiting for it, %.0f s at most", what, most)
             self._said = what
         self._backoff = min(2 * self._backoff, LONGEST_PAUSE)
-        return seconds * random.uniform(1.0, 1.25)  # noqa: S311 (spreads clients, hides nothing)
+        return min(left, seconds * random.uniform(1.0, 1.25))  # noqa: S311 (spreads clients, hides nothing)
 
 
 class Streaming(Tries):

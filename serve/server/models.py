@@ -242,4 +242,4 @@ class Registry:
 
 
 def _none_yet(what: str = "no model is ready yet") -> Refusal:
-    return Refusal(Code.UNAVAILABLE, f"{what}; repeat in a moment", 1.0)
+    return Refusal(Code.UNAVAILABLE, f"{what}; repeat in a moment", 0.25)

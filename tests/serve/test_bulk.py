@@ -247,6 +247,9 @@ def test_programs_read_lines_of_json(smoke_bundle: Path, tmp_path: Path) -> None
     assert (end["event"], end["made"], end["found"]) == ("end", 100, 0)
     assert sheet["sheet"] == f"{tmp_path / 'out'}/grid.png"
     assert sample(smoke_bundle, tmp_path / "quiet", "--quiet").stdout == ""
+    words = ("sample-cli", "--server", "127.0.0.1:1", "--wait", 1, "--n", 1, "--quiet", "--out", tmp_path / "none")
+    (line,) = command(*words).stderr.splitlines()
+    assert line.startswith("Error: no server answers at 127.0.0.1:1")
     both = sample(smoke_bundle, tmp_path / "both", "--quiet", "--json")
     assert (both.returncode, "--quiet or --json" in both.stderr) == (2, True)
 

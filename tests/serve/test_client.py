@@ -129,10 +129,10 @@ class Sender(rpc.SamplingServiceServicer):
         self.engine, self.end, self.short_by = engine, end, short_by
         self.asked: list[tuple[int, int]] = []
 
-    def ListModels(self, request: Any, context: grpc.ServicerContext) -> wire.ListModelsResponse:  # noqa: N802
+    def GetModel(self, request: Any, context: grpc.ServicerContext) -> wire.GetModelResponse:  # noqa: N802
         card = self.engine.card.to_json()
         model = wire.Model(name="smoke", version="1", digest=self.engine.digest, card=card, max_count=100)
-        return wire.ListModelsResponse(models=[model])
+        return wire.GetModelResponse(model=model)
 
     def SampleStream(  # noqa: N802
         self, request: wire.SampleStreamRequest, context: grpc.ServicerContext

@@ -5,22 +5,35 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from google.protobuf.any_pb2 import Any as Any_
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
 
 from serve import Client, Engine, Fleet, Options, load
+from serve.card import Card
+from serve.client import fleet as module
 from serve.client.fleet import Range, _Work
 from serve.errors import Changed, Rejected, Unreachable
 from serve.model import Images
+from serve.stubs.sampling.v1 import sampling_pb2 as wire
+from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import BIN, assert_clear_error, command, inside, serving
+from tests.serve.test_models import until
 
 COUNT = 30_000
+SHAPE = (16, 16, 3)  # of the pictures of recipe smoke
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +95,7 @@ def test_servers_that_load_are_waited_for(smoke_bundle: Path, tmp_path: Path, wa
     folder.mkdir()
     with ExitStack() as stack:
         one, two = (stack.enter_context(serving("--models", folder, "--watch", 0.05))[0] for _ in range(2))
-        with Fleet([one, two], Options(patience=0)) as fleet, pytest.raises(Unreachable, match="no model ready yet"):
+        with Fleet([one, two], Options(patience=0)) as fleet, pytest.raises(Unreachable, match="no model is ready yet"):
             fleet.model()
         words: list[str | Path] = [
             BIN / "sample-cli",
@@ -97,27 +110,151 @@ def test_servers_that_load_are_waited_for(smoke_bundle: Path, tmp_path: Path, wa
         ]
         with subprocess.Popen([*words, "--out", out], stderr=subprocess.PIPE, text=True) as client:
             assert client.stderr is not None
-            assert (
-                client.stderr.readline()
-                == "none of 2 servers can serve the model yet; waiting for them, 60 s at most\n"
-            )
+            assert "no model is ready yet; repeat in a moment; waiting for it" in client.stderr.readline()
             (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
             assert client.wait(60) == 0, client.stderr.read()
     found = [np.load(path) for path in sorted(out.glob("*.npy"))]
     np.testing.assert_array_equal(np.concatenate(found), wanted[:300])
 
 
-def test_a_server_that_stays_away_is_told_of_once(
-    smoke_bundle: Path, wanted: Images, caplog: pytest.LogCaptureFixture
-) -> None:
+class Scripted(rpc.SamplingServiceServicer):
+    """A server of grey pictures, each as bright as its index says, that does to a request first what it is told to."""
+
+    def __init__(self, card: str, first: Callable[[grpc.ServicerContext], object] = lambda context: None) -> None:
+        self.card, self.first = card, first
+        self.asked: list[int] = []
+        self.ready = True
+
+    def GetModel(self, request: Any, context: grpc.ServicerContext) -> wire.GetModelResponse:  # noqa: N802
+        if not self.ready:
+            busy(context, grpc.StatusCode.UNAVAILABLE)
+        return wire.GetModelResponse(model=wire.Model(name="m", version="1", digest="d", card=self.card, max_count=64))
+
+    def Sample(self, request: wire.SampleRequest, context: grpc.ServicerContext) -> wire.SampleResponse:  # noqa: N802
+        wanted = request.range
+        self.asked.append(wanted.start)
+        self.first(context)
+        pixels = np.repeat(np.arange(wanted.start, wanted.start + wanted.count) % 256, SHAPE[0] * SHAPE[1] * SHAPE[2])
+        return wire.SampleResponse(chunk=chunk(wanted.start, wanted.count, pixels))
+
+    def Decode(self, request: wire.DecodeRequest, context: grpc.ServicerContext) -> wire.DecodeResponse:  # noqa: N802
+        self.first(context)
+        return wire.DecodeResponse(chunk=chunk(0, 1, np.zeros(SHAPE)))
+
+
+def chunk(start: int, count: int, pixels: Any) -> wire.Chunk:
+    height, width, channels = SHAPE
+    return wire.Chunk(
+        start=start,
+        count=count,
+        height=height,
+        width=width,
+        channels=channels,
+        digest="d",
+        pixels=pixels.astype(np.uint8).tobytes(),
+    )
+
+
+def busy(context: grpc.ServicerContext, code: grpc.StatusCode = grpc.StatusCode.RESOURCE_EXHAUSTED) -> None:
+    """Answer as a server does that can do it in a moment."""
+    delay = Any_()
+    delay.Pack(RetryInfo(retry_delay=Duration(nanos=10**7)))
+    context.abort_with_status(rpc_status.to_status(Status(code=code.value[0], message="full", details=[delay])))
+
+
+@pytest.fixture
+def card(smoke_bundle: Path) -> str:
+    return load(smoke_bundle).card.to_json()
+
+
+@contextmanager
+def scripted(*servers: Scripted) -> Iterator[list[str]]:
     with ExitStack() as stack:
-        (one, first), (two, _) = (stack.enter_context(serving("--model", smoke_bundle)) for _ in range(2))
-        fleet = stack.enter_context(Fleet([one, two]))
-        stream = fleet.model().stream(7, 0, COUNT)
-        parts = [next(stream)]
-        first.kill()
-        assert_the_same([*parts, *stream], wanted)
-    assert [line for line in caplog.messages if "going on without" in line][1:] == []
+        addresses = []
+        for each in servers:
+            server = grpc.server(ThreadPoolExecutor(4))
+            rpc.add_SamplingServiceServicer_to_server(each, server)
+            addresses.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+            server.start()
+            stack.callback(lambda server=server: server.stop(0).wait())
+        yield addresses
+
+
+def indices(images: Images) -> list[int]:
+    return [int(image[0, 0, 0]) for image in images]
+
+
+def test_one_server_that_is_away_ends_nothing_however_impatient(card: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And it is told of once, in however many streams."""
+    slow = Scripted(card, lambda context: threading.Event().wait(0.7))
+    with scripted(slow) as (address,), Fleet(["127.0.0.1:1", address], Options(patience=0)) as fleet:
+        model = fleet.model()
+        for start in (0, 100):
+            assert indices(model.sample(0, start, 150)) == list(range(start, start + 150))
+    (line,) = [line for line in caplog.messages if "without" in line]
+    assert line.startswith("beginning without 127.0.0.1:1: no server answers")
+
+
+def test_a_server_that_hangs_is_passed_over_for_few_samples_too(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UNKNOWN", 0.2)
+    over = threading.Event()
+    hung = Scripted(card, lambda context: over.wait(60))
+    with scripted(hung, Scripted(card)) as addresses, Fleet(addresses) as fleet:
+        model = fleet.model()
+        for start in range(0, 50, 5):
+            assert indices(model.sample(0, start, 5)) == list(range(start, start + 5))
+        assert len(hung.asked) <= 1  # it is at that one still
+        over.set()
+
+
+def test_a_server_that_hangs_does_not_keep_from_the_model(card: str) -> None:
+    over = threading.Event()
+    hung = Scripted(card)
+    hung.GetModel = lambda request, context: over.wait(60)  # type: ignore[method-assign, assignment, return-value]
+    with scripted(hung, Scripted(card)) as addresses, Fleet(addresses, Options(timeout=600)) as fleet:
+        assert indices(fleet.model().sample(0, 7, 3)) == [7, 8, 9]
+        over.set()
+
+
+def test_a_server_that_comes_back_may_be_loading_still(card: str) -> None:
+    """Its model is still to come, so that the stream goes on without it, and then with it."""
+    loading = Scripted(card)
+    loading.ready = False
+
+    def one(context: grpc.ServicerContext) -> None:
+        loading.ready = True
+        until(lambda: bool(loading.asked))
+
+    with scripted(loading, Scripted(card)) as addresses, Fleet(addresses) as fleet:
+        model = fleet.model()
+        assert indices(model.sample(0, 0, 100)) == list(range(100))
+    loading.ready = False
+    with scripted(loading, Scripted(card, one)) as addresses, Fleet(addresses) as fleet:
+        assert indices(fleet.model().sample(0, 0, 256)) == list(range(256))
+        assert loading.asked
+
+
+def test_servers_that_are_full_for_a_moment_decode_later(card: str) -> None:
+    turns = iter(range(100))
+    full = [Scripted(card, lambda context: busy(context) if next(turns) < 3 else None) for _ in range(2)]
+    with scripted(*full) as addresses, Fleet(addresses) as fleet:
+        assert fleet.model().decode(np.zeros((1, load_size(card)), np.float32)).shape == (1, *SHAPE)
+
+
+def load_size(card: str) -> int:
+    return Card.from_json(card).noise_size
+
+
+def test_a_fleet_has_a_server(card: str) -> None:
+    with pytest.raises(Rejected, match="one server or more"):
+        Fleet([])
+
+
+def test_what_no_waiting_mends_is_not_waited_for(server: str) -> None:
+    with Fleet([server, server], Options(start=600)) as fleet, pytest.raises(Rejected, match="no model 'cats'"):
+        fleet.model("cats")
+    with pytest.raises(Rejected, match="a token is letters"):
+        Fleet([server], Options(token="one\r"))
 
 
 def test_where_all_are_lost_it_says_so(smoke_bundle: Path) -> None:
@@ -131,7 +268,6 @@ def test_where_all_are_lost_it_says_so(smoke_bundle: Path) -> None:
             list(stream)
     with pytest.raises(Unreachable), Fleet([one, two]) as fleet:
         fleet.model()
-    assert threading.active_count() < 50
 
 
 def test_servers_of_different_models_are_refused(smoke_bundle: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import re
 import signal
 import socket
 import subprocess
-import threading
+import sys
 import urllib.error
 import urllib.request
 from concurrent import futures
@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from serve import AsyncClient, Client, Options
+from serve.client.tries import Tries
 from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -69,14 +70,14 @@ def test_a_folder_without_models_is_not_ready_until_there_is_one(smoke_bundle: P
         with pytest.raises(grpc.RpcError) as error:
             stub.Sample(wire.SampleRequest(range=wire.Range(count=1)), timeout=20)
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
-        with Client(address, Options(patience=0)) as client, pytest.raises(Unreachable, match="no model ready yet"):
+        with Client(address, Options(patience=0)) as client, pytest.raises(Unreachable, match="no model is ready yet"):
             client.model()
 
         async def ask() -> None:
             async with AsyncClient(address, Options(patience=0)) as client:
                 await client.model()
 
-        with pytest.raises(Unreachable, match="no model ready yet"):
+        with pytest.raises(Unreachable, match="no model is ready yet"):
             asyncio.run(ask())
         (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
         assert next(watch).status == SERVING
@@ -96,11 +97,60 @@ def test_a_client_waits_for_a_server_that_starts_and_says_for_what(smoke_bundle:
         assert client.stderr is not None
         assert client.stderr.readline() == f"no server answers at {address} yet; waiting for it, 50 s at most\n"
         with serving("--listen", address, "--models", folder, "--watch", 0.05):
-            said = f"the server at {address} has no model ready yet; waiting for it, 60 s at most\n"
-            assert client.stderr.readline() == said
+            said = f"the server at {address} answered UNAVAILABLE: no model is ready yet; repeat in a moment; "
+            assert client.stderr.readline() == f"{said}waiting for it, 60 s at most\n"
             (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
             assert client.wait(60) == 0, client.stderr.read()
     assert len(list(out.glob("*.png"))) == 3
+
+
+def test_the_patience_for_loading_begins_when_a_server_answers(smoke_bundle: Path, tmp_path: Path) -> None:
+    """However long it was waited for before."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with Client(address, Options(start=600, patience=60)) as client, futures.ThreadPoolExecutor(1) as pool:
+        tries = Tries(client)
+        tries._since -= 300
+        found = pool.submit(client.model)
+        with serving("--listen", address, "--models", folder, "--watch", 0.05):
+            with pytest.raises(grpc.RpcError) as error:
+                client.stub.GetModel(wire.GetModelRequest(), timeout=20, wait_for_ready=True)
+            with tries:
+                raise error.value
+            assert tries.pause > 0
+            (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+            assert found.result(60).name == "smoke"
+
+
+def test_a_name_of_several_servers_is_waited_for_while_they_load(smoke_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    with serving("--models", folder, "--watch", 0.05) as (address, _):
+        name = f"ipv4:{address}"
+        with (
+            Client(name, Options(patience=0)) as client,
+            pytest.raises(Unreachable, match=f"no server at {name} says that it serves"),
+        ):
+            client.model()
+        with Client(name) as client, futures.ThreadPoolExecutor(1) as pool:
+            found = pool.submit(client.model)
+            (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+            assert found.result(60).name == "smoke"
+
+
+def test_a_signal_that_came_early_ends_what_is_waited_for() -> None:
+    program = """
+import os, signal, threading
+from serve.stop import StopRequest
+stop, woken = StopRequest(), threading.Event()
+os.kill(os.getpid(), signal.SIGTERM)
+stop.wake_by(woken.set)
+print(woken.wait(60))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "True\n"
 
 
 def test_a_second_signal_ends_it_now(smoke_bundle: Path) -> None:
@@ -321,15 +371,6 @@ def test_threads_share_one_client(server: str) -> None:
     with Client(server) as client:
         model = client.model()
         same = model.sample(0, 0, 64)
-        wrong: list[int] = []
-
-        def ask() -> None:
-            if not np.array_equal(model.sample(0, 0, 64), same):
-                wrong.append(1)
-
-        threads = [threading.Thread(target=ask) for _ in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert not wrong
+        with futures.ThreadPoolExecutor(16) as pool:
+            for images in pool.map(lambda _: model.sample(0, 0, 64), range(16)):
+                np.testing.assert_array_equal(images, same)
