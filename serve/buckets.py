@@ -104,8 +104,8 @@ class Buckets:
     def _gives_the_same(self, size: int) -> bool:
         while len(self._wanted) <= size:
             more = draw(0, len(self._wanted), self._reference, self._noise_size)
-            self._noise = np.concatenate([self._noise, more])
-            self._wanted = np.concatenate([self._wanted, self._run(more, self._reference)])
+            made = self._run(more, self._reference)  # before either grows, as it may fail and be tried again
+            self._noise, self._wanted = np.concatenate([self._noise, more]), np.concatenate([self._wanted, made])
         # Begun at 1, no sample is in the row that it has in the reference.
         starts = np.linspace(1, len(self._noise) - size, max(self._least, SEEN // size)).astype(int)
         parts = [slice(at, at + size) for at in starts]

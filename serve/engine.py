@@ -99,6 +99,10 @@ class Engine:
         self.digest = bundle.digest
         if arithmetic not in ARITHMETICS:
             raise EngineError(f"arithmetic must be exact or fast. Received: {arithmetic!r}")
+        if batch < 0 or threads < 0:
+            raise EngineError(
+                f"batch and threads must be 0, for the device's own, or more. Received: {batch}, {threads}"
+            )
         chosen = devices.candidates(device, arithmetic, self.card.precision)
         if cuda_graphs:
             chosen = [each for each in chosen if each.kind == "cuda"]
@@ -178,7 +182,7 @@ class Engine:
 
     def sample(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Images:
         """As `GenerativeModel.sample`."""
-        check_sampling(seed, start, count, temperature)
+        seed, start, count = check_sampling(seed, start, count, temperature)
         return self._decode(draw(seed, start, count, self.card.noise_size) * np.float32(temperature))
 
     def pictures(self, seed: int, start: int, count: int, temperature: float = 1.0) -> list[Image]:
@@ -187,7 +191,7 @@ class Engine:
 
     def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
         """As `GenerativeModel.stream`."""
-        check_sampling(seed, start, count, temperature)
+        seed, start, count = check_sampling(seed, start, count, temperature)
         for at in range(start, start + count, self.batch):
             yield at, self.sample(seed, at, min(self.batch, start + count - at), temperature)
 

@@ -5,6 +5,7 @@ Both take the same arguments and refuse the same ones, with a ValueError that sa
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -87,8 +88,12 @@ class GenerativeModel(Protocol):
         """
 
 
-def check_sampling(seed: int, start: int, count: int, temperature: float) -> None:
-    """Raise ValueError unless `GenerativeModel.sample` takes these arguments."""
+def check_sampling(seed: int, start: int, count: int, temperature: float) -> tuple[int, int, int]:
+    """Return seed, start and count as Python's own numbers, which do not overflow as NumPy's do.
+
+    Raises:
+        ValueError: `GenerativeModel.sample` does not take these arguments.
+    """
     check_range(seed, start, count)
     try:
         within = 0 <= temperature <= MOST_TEMPERATURE  # nor NaN
@@ -96,6 +101,7 @@ def check_sampling(seed: int, start: int, count: int, temperature: float) -> Non
         within = False
     if not within:
         raise ValueError(f"temperature must be from 0 to {MOST_TEMPERATURE:.0f}. Received: {temperature}")
+    return operator.index(seed), operator.index(start), operator.index(count)
 
 
 def as_noise(noise: npt.ArrayLike, size: int) -> Noise:

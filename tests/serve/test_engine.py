@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from serve import Engine, EngineError, load
-from serve.buckets import reference, sizes
+from serve.buckets import Buckets, reference, sizes
 from serve.bundle import Bundle, check, metadata
 from serve.card import Card
 from serve.devices import Device, open_session, providers, runtime
 from serve.engine import Binding
 from serve.model import Images
-from serve.noise import draw
+from serve.noise import Noise, draw
 from tests.conftest import assert_clear_error, command
 
 
@@ -178,6 +178,28 @@ def test_the_largest_batch_changes_no_sample_even_where_batches_differ() -> None
         small, large = (Engine(_bundle(*between), device="cpu", batch=batch) for batch in (most, 32))
         assert large.buckets == [4, 6, 8]
         assert np.array_equal(small.sample(0, 0, 50), large.sample(0, 0, 50))
+
+
+def test_a_comparison_that_failed_is_made_again() -> None:
+    """As where memory was short for a moment: the sizes that give the same bytes are used all the same."""
+    fail = iter([False, False, True])
+
+    def run(noise: Noise, size: int) -> Images:
+        if next(fail, False):
+            raise MemoryError
+        return np.zeros((len(noise), 1, 1, 1), np.uint8) + noise[:, :1, None, None].astype(np.uint8)
+
+    tried = sizes(Device("cpu"), 32)
+    buckets = Buckets(tried, 8, run, 8, "free")
+    with pytest.raises(MemoryError):
+        buckets.least(30)
+    assert [buckets.least(rows) for rows in (1, 3, 9, 20, 30)] == [1, 3, 12, 24, 32]
+
+
+def test_no_batch_is_smaller_than_none() -> None:
+    for wrong in ({"batch": -1}, {"threads": -1}):
+        with pytest.raises(EngineError, match="must be 0, for the device's own, or more"):
+            Engine(load(), **wrong)
 
 
 def test_a_graph_in_which_samples_see_each_other_is_refused() -> None:

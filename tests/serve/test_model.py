@@ -14,7 +14,7 @@ import pytest
 from PIL.Image import Image
 
 import serve
-from serve import AsyncClient, AsyncModel, Client, Engine, GenerativeModel, RemoteError, load
+from serve import AsyncClient, AsyncModel, Client, Engine, Fleet, GenerativeModel, RemoteError, load
 from serve import errors as homes
 from serve.model import Images
 from serve.noise import draw
@@ -72,7 +72,13 @@ def awaited(bundle: Path, server: str) -> Iterator[GenerativeModel]:
         runner.run(client.close())
 
 
-@pytest.fixture(scope="module", params=[engine, remote, awaited], ids=lambda made: made.__name__)
+@contextmanager
+def fleet(bundle: Path, server: str) -> Iterator[GenerativeModel]:
+    with Fleet([server, server]) as servers:
+        yield servers.model()
+
+
+@pytest.fixture(scope="module", params=[engine, remote, awaited, fleet], ids=lambda made: made.__name__)
 def model(request: pytest.FixtureRequest, smoke_bundle: Path, server: str) -> Iterator[GenerativeModel]:
     with request.param(smoke_bundle, server) as made:
         yield made
@@ -117,6 +123,11 @@ def test_none_are_an_empty_array(model: GenerativeModel) -> None:
 def test_numpys_numbers_are_numbers(model: GenerativeModel, wanted: Callable[..., Images]) -> None:
     images = model.sample(np.uint64(2**64 - 1), np.int64(3), np.int32(2), np.float32(0.5))
     assert np.array_equal(images, wanted(2**64 - 1, 3, 2, 0.5))
+    # Whose sum they cannot hold.
+    start, count = np.int32(2**31 - 5), np.int32(10)
+    assert np.array_equal(model.sample(7, start, count), wanted(7, 2**31 - 5, 10))
+    parts = [images for _, images in model.stream(7, start, count)]
+    assert np.array_equal(np.concatenate(parts), wanted(7, 2**31 - 5, 10))
 
 
 def test_decode_takes_any_noise(model: GenerativeModel, wanted: Callable[..., Images]) -> None:
