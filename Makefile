@@ -20,7 +20,8 @@ STUBS := sampling/v1/sampling.proto admin/v1/admin.proto onnx/v1/model.proto inf
 faces: .venv/light
 	$(BIN)/sample-cli --n 1000 --out faces/ --grid
 
-gallery: .venv/gallery $(if $(shell command -v npm),browser)
+gallery: .venv/gallery
+	@$(BROWSER)
 	$(BIN)/serve-vae --model serve/bundles/faces.onnx --model serve/bundles/faces-int8.onnx \
 	  --listen 127.0.0.1:0 --http 127.0.0.1:8480 --share-models --open
 
@@ -29,17 +30,22 @@ ORT := serve/server/http/ort
 ORT_FILES := ort-wasm-simd-threaded.mjs ort-wasm-simd-threaded.wasm ort.webgpu.min.mjs \
   ort-wasm-simd-threaded.asyncify.mjs ort-wasm-simd-threaded.asyncify.wasm ort.wasm.min.mjs
 
+# For what does without, where npm is not there or its registry cannot be reached.
+BROWSER := $(if $(shell command -v npm),$(MAKE) --no-print-directory browser \
+  || echo "ONNX Runtime for browsers cannot be installed: pages show the server's pictures alone",true)
+
 browser: $(ORT)/ort.wasm.min.mjs.gz
 
 # The last of them is there once all are.
 $(ORT)/ort.wasm.min.mjs.gz: $(ORT)/package-lock.json
-	npm ci --prefix $(ORT) --ignore-scripts --no-audit --no-fund --silent
+	npm ci --prefix $(ORT) --ignore-scripts --no-audit --no-fund --loglevel=error
 	for file in $(ORT_FILES); do \
 	  gzip --best --stdout $(ORT)/node_modules/onnxruntime-web/dist/$$file > $(ORT)/$$file.gz.part \
 	  && mv $(ORT)/$$file.gz.part $(ORT)/$$file.gz || exit 1; done
 	rm -r $(ORT)/node_modules
 
-test: .venv/full $(if $(shell command -v npm),browser)
+test: .venv/full
+	@$(BROWSER)
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: .venv/full
@@ -101,7 +107,7 @@ clean:
 	rm -rf .venv faces
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed, as of TensorFlow: make PYTHON=python3.13")'
 	$(PYTHON) -m venv .venv
 
 .venv/light: .venv/bin/python pyproject.toml requirements.lock

@@ -10,9 +10,7 @@ as many as there are workers; beside these both encode.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -21,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 import click
 from measure import Row, Table, finish, interleave, json_option
+from runtimes import seconds
 
 from serve.bulk.cluster import LOOPBACK
 from serve.bundle import DEFAULT, load
@@ -68,7 +67,7 @@ def main(
                     (f"Ray, workers: {size}", ["--ray", cluster.address, "--workers"]),
                 ):
                     work[name] = partial(job, folder, [*words, "--n", str(count), *how, str(size)])
-            found = interleave(work, rounds if count <= repeated else 1)
+            found = interleave(work, rounds if count <= repeated else 1, warm=count <= repeated)
             rows = [Row(name, "s", values) for name, values in found.items()]
             rows += [Row(name, "images/s", [count / each for each in values]) for name, values in found.items()]
             against = [name for name in work if name.startswith("one")]
@@ -80,9 +79,7 @@ def main(
 def job(folder: Path, words: list[str]) -> float:
     """Return the seconds of a sample-cli into an empty folder."""
     with TemporaryDirectory(dir=folder) as out:
-        began = time.perf_counter()
-        subprocess.run([BIN / "sample-cli", *words, "--out", out], check=True, capture_output=True)
-        return time.perf_counter() - began
+        return seconds([BIN / "sample-cli", *words, "--out", out])
 
 
 if __name__ == "__main__":

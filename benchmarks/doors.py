@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
+from importlib.util import find_spec
 from itertools import count as numbers
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,8 @@ def main(
     report: Path | None,
 ) -> None:
     """Print tables."""
+    if chromium and find_spec("playwright") is None:
+        raise click.ClickException("--chromium takes pip install '.[test]' in the checkout, or playwright")
     bundle = load(model) if model else load()
     chosen = ["--model", str(model)] if model else []
     words = ["-c", "from serve.server.cli import main; main()", "--device", device, "--listen", "127.0.0.1:0"]

@@ -27,6 +27,7 @@ from pathlib import Path
 import click
 import numpy as np
 from measure import Row, Table, finish, json_option
+from runtimes import running
 
 from serve import Client, Engine, load
 from serve.bulk.job import make
@@ -37,6 +38,10 @@ from serve.noise import Noise
 
 SIDE = 16  # of pictures that cost nothing to make
 REQUESTS = 4  # of each client, for one sample
+
+
+# Takes how many, a folder, and what is closed after the work; returns the work.
+Prepare = Callable[[int, Path, ExitStack], Callable[[], None]]
 
 
 class Free(Engine):
@@ -50,10 +55,10 @@ class Free(Engine):
         return self.images[:count]
 
 
-def folder(kind: str) -> Callable[[int, Path], Callable[[], None]]:
+def folder(kind: str) -> Prepare:
     """Return what prepares the making of a folder of so many samples."""
 
-    def prepared(size: int, scratch: Path) -> Callable[[], None]:
+    def prepared(size: int, scratch: Path, closing: ExitStack) -> Callable[[], None]:
         engine = Free()
         store = open_store(str(scratch / "out"))
 
@@ -67,29 +72,26 @@ def folder(kind: str) -> Callable[[int, Path], Callable[[], None]]:
     return prepared
 
 
-def batch(size: int, scratch: Path) -> Callable[[], None]:
+def batch(size: int, scratch: Path, closing: ExitStack) -> Callable[[], None]:
     """Prepare one batch of the embedded faces."""
     return _batch(Engine(load(), "cpu", batch=size))
 
 
-def clients(size: int, scratch: Path) -> Callable[[], None]:
+def clients(size: int, scratch: Path, closing: ExitStack) -> Callable[[], None]:
     """Prepare so many clients of one server, all of which ask at once."""
     words = ["-c", "from serve.server.cli import main; main()", "--listen", f"unix:{scratch / 'socket'}"]
-    server = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    address = next(line.split()[-1] for line in server.stderr if "ready, listening on" in line)
+    said = closing.enter_context(running([sys.executable, *words], {}, until="ready, listening on"))
+    address = said.split()[-1]
 
     def work() -> None:
         with ExitStack() as stack, ThreadPoolExecutor(size) as pool:
-            stack.callback(server.wait)  # so that its memory counts
-            stack.callback(server.terminate)
             models = [stack.enter_context(Client(address)).model() for _ in range(size)]
             list(pool.map(lambda model: [model.sample(0, at, 1) for at in range(REQUESTS)], models))
 
     return work
 
 
-def rows(size: int, scratch: Path) -> Callable[[], None]:
+def rows(size: int, scratch: Path, closing: ExitStack) -> Callable[[], None]:
     """Prepare reading so many pictures of an array, and a hundred minibatches of them."""
     from training import Recipe, load_data
 
@@ -105,7 +107,7 @@ def rows(size: int, scratch: Path) -> Callable[[], None]:
     return work
 
 
-def pixels(size: int, scratch: Path) -> Callable[[], None]:
+def pixels(size: int, scratch: Path, closing: ExitStack) -> Callable[[], None]:
     """Prepare a batch of pictures with so many pixels each, by an untrained chain."""
     from exporter import build, packed
 
@@ -118,7 +120,7 @@ def pixels(size: int, scratch: Path) -> Callable[[], None]:
     return _batch(Engine(packed(graph, chain), "cpu", batch=8))
 
 
-GROWTHS: dict[str, tuple[tuple[int, ...], Callable[[int, Path], Callable[[], None]]]] = {
+GROWTHS: dict[str, tuple[tuple[int, ...], Prepare]] = {
     "samples in a folder, npy": ((100, 1000, 10_000, 100_000, 1_000_000), folder("npy")),
     "samples in a folder, png": ((100, 1000, 10_000, 50_000), folder("png")),
     "samples in a batch": ((1, 4, 16, 64, 256), batch),
@@ -158,10 +160,12 @@ def main(context: click.Context, points: int, plot: Path | None, report: Path | 
 def point(what: str, size: int) -> None:
     """Measure one point in this process; print it as JSON."""
     with tempfile.TemporaryDirectory() as scratch:
-        work = GROWTHS[what][1](size, Path(scratch))
-        began = time.perf_counter()
-        work()
-        seconds = time.perf_counter() - began
+        with ExitStack() as closing:
+            work = GROWTHS[what][1](size, Path(scratch), closing)
+            began = time.perf_counter()
+            work()
+            seconds = time.perf_counter() - began
+        # Of children that have ended, too.
         peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         print(json.dumps({"s": seconds, "MB": sum(peaks) / 1e3}))
 

@@ -20,7 +20,8 @@ HEAD = """\
 # Benchmarks
 
 `make bench` measures all of this anew, but what is called cluster, which `make bench-scale` does; `make bench-full`
-takes more rounds. What ends in bfloat16 is of another machine, by the same commands. `python benchmarks/render.py`
+takes more rounds. Each section names the command that measured it, and the machine, which is another one for what ends
+in bfloat16. `python benchmarks/render.py`
 makes this page of what they wrote into `docs/benchmarks/`. Whatever stands in one table was measured in turns, once a
 round: a figure is the median over the rounds, with the lowest and the highest behind it. A column that begins with /
 says how many times the row of that name it is: the ratio is taken within each round, and is the median of these.

@@ -118,6 +118,21 @@ def running(words: Sequence[str], environment: dict[str, str], until: str) -> It
             process.wait(START)
 
 
+def seconds(words: Sequence[str | Path]) -> float:
+    """Return the seconds of a command, from its start to its end.
+
+    Raises:
+        click.ClickException: it failed.
+    """
+    began = time.perf_counter()
+    result = subprocess.run(words, capture_output=True, text=True)
+    took = time.perf_counter() - began
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise click.ClickException(f"{Path(words[0]).name} should exit with 0. Received: {result.returncode}; {last}")
+    return took
+
+
 def answer(make: Callable[[], tuple[Peers, list[str]]], size: int) -> None:
     """Say which peers there are, and then answer each line of the input, until it ends.
 

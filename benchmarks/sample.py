@@ -6,7 +6,6 @@ python benchmarks/sample.py --model mine.onnx --device cuda --batch 32 --batch 2
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import click
 from measure import Row, Table, finish, interleave, json_option, speed
+from runtimes import running
 
 from serve import Client, Engine, RemoteModel, load
 
@@ -38,14 +38,10 @@ def main(
     first = next(iter(measured))
     words = ["--device", device, "--listen", "127.0.0.1:0", *(["--model", str(model)] if model else [])]
     command = [sys.executable, "-c", "from serve.server.cli import main; main()", *words]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        address = next(line.split()[-1] for line in server.stderr if "ready, listening on" in line)
-        with Client(address) as client:
-            drain = partial(_drain, client.model(), count)
-            measured["through the server, one stream"] = partial(speed, drain, count)
-            found = interleave(measured, rounds)
-        server.terminate()
+    with running(command, {}, until="ready, listening on") as said, Client(said.split()[-1]) as client:
+        drain = partial(_drain, client.model(), count)
+        measured["through the server, one stream"] = partial(speed, drain, count)
+        found = interleave(measured, rounds)
     title = f"{bundle.card.name}, {len(bundle.data) / 1e6:.1f} MB, {count} samples a measurement"
     table = Table(title, [Row(name, "images/s", values) for name, values in found.items()], [first])
     table.show()

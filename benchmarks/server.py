@@ -140,16 +140,21 @@ def latencies(server: Ours, count: int, requests_a_second: float, seconds: float
 
         def one(due: float) -> None:
             ask = idle.pop()
-            for _ in ask(1, int(due * 1e6) % 10**6, count):
-                pass
-            idle.append(ask)
+            try:
+                for _ in ask(1, int(due * 1e6) % 10**6, count):
+                    pass
+            finally:
+                idle.append(ask)
             taken.append(time.monotonic() - due)
 
         due = began = time.monotonic()
+        asked = []
         while due < began + seconds:
             due += chance.expovariate(requests_a_second)
             time.sleep(max(0.0, due - time.monotonic()))
-            pool.submit(one, due)
+            asked.append(pool.submit(one, due))
+        for each in asked:
+            each.result()
     return sorted(taken)
 
 

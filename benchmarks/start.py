@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import click
 from measure import Row, Table, finish, interleave, json_option
+from runtimes import seconds
 
 BIN = Path(sys.executable).parent
 IMPORTS = "imports alone"
@@ -52,17 +53,13 @@ def main(devices: tuple[str, ...], rounds: int, report: Path | None) -> None:
 
 def imports(names: str) -> float:
     """Return the seconds of a process that imports these and ends."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {names}"], check=True)
-    return time.perf_counter() - began
+    return seconds([sys.executable, "-c", f"import {names}"])
 
 
 def first_picture(words: list[str], folder: Path) -> float:
     """Return the seconds of a sample-cli into an empty folder."""
     with TemporaryDirectory(dir=folder) as out:
-        began = time.perf_counter()
-        subprocess.run([BIN / "sample-cli", *words, "--out", out], check=True, capture_output=True)
-        return time.perf_counter() - began
+        return seconds([BIN / "sample-cli", *words, "--out", out])
 
 
 def ready(words: list[str]) -> float:
@@ -70,11 +67,16 @@ def ready(words: list[str]) -> float:
     began = time.perf_counter()
     with subprocess.Popen([BIN / "serve-vae", *words], stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        next(line for line in server.stderr if "ready, listening on" in line)
-        seconds = time.perf_counter() - began
+        line = ""
+        for line in server.stderr:
+            if "ready, listening on" in line:
+                break
+        else:
+            raise click.ClickException(f"serve-vae should listen. Received: {line.strip() or 'nothing'}")
+        took = time.perf_counter() - began
         server.terminate()
         server.stderr.read()
-    return seconds
+    return took
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training speed of stage 1 on random pictures, by each backend, beside a loop written for torch.
+"""Training speed of stage 1 on random pictures and the CPU, by each backend, beside a loop written for torch.
 
     python benchmarks/train.py --try base_dim=16 --try base_dim=24,batch=100
     python benchmarks/train.py --torch torchvenv/bin/python
@@ -94,7 +94,7 @@ def main(
                             *(["--compile"] * compiled),
                             *precisions,
                         ],
-                        {"KERAS_BACKEND": each},
+                        {"KERAS_BACKEND": each, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
                     )
                 )
                 for each, path in pythons.items()

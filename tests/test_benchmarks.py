@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from PIL import Image
 
 from serve.bundle import DEFAULT
 from tests.conftest import BIN
+
+# Found by way of tests.conftest, as benchmarks find each other.
+from growth import exponent  # isort: skip
+from measure import Row, Table, interleave  # isort: skip
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 DOCS = FOLDER.parent / "docs"
@@ -59,6 +64,44 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_benchmark_is_tried_here() -> None:
     tried = set(re.findall(r'bench\("(\w+)"', Path(__file__).read_text()))
     assert tried == {path.stem for path in FOLDER.glob("*.py")} - LIBRARIES
+
+
+SIZES = (1, 10, 100, 1000)
+
+
+@pytest.mark.parametrize(
+    ("values", "slope"),
+    [
+        ({size: 3.0 * size for size in SIZES}, 1),
+        (dict.fromkeys(SIZES, 3.0), 0),
+        ({size: 3.0 * size**2 for size in SIZES}, 2),
+        ({size: max(100.0, size) for size in SIZES}, 1),  # what starting costs is no part of it
+        ({1: 3.0, 10: 30.0}, 1),
+        ({10: 3.0}, 0),
+    ],
+)
+def test_an_exponent_is_the_slope_of_the_larger_sizes(values: dict[int, float], slope: float) -> None:
+    assert exponent(values) == pytest.approx(slope, abs=1e-9)
+
+
+@pytest.mark.parametrize(("warm", "values"), [(True, [2.0, 3.0]), (False, [1.0, 2.0])])
+def test_rounds_take_turns_and_a_warm_one_does_not_count(warm: bool, values: list[float]) -> None:
+    turns: list[str] = []
+
+    def measure(name: str) -> float:
+        turns.append(name)
+        return float(turns.count(name))
+
+    found = interleave({name: partial(measure, name) for name in "ab"}, 2, warm=warm)
+    assert found == {"a": values, "b": values}
+    assert turns == ["a", "b"] * (2 + warm)
+
+
+def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
+    """The medians' own ratio would be 0.40."""
+    rows = [Row("ours", "s", [1, 30, 4]), Row("theirs", "s", [2, 10, 40]), Row("theirs", "MB", [7])]
+    lines = str(Table("Speed", rows, ["theirs"])).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if "-" not in line] == ["/ theirs", "0.50", "1.00", "1.00"]
 
 
 @pytest.mark.slow
