@@ -34,7 +34,8 @@ ENV PATH=/opt/balanced-vae/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 8470
-# Of the server as it was started, whatever its port and certificate: it is a container's first process.
+# Of the server as it was started, whatever its port and certificate: it is a container's first process. Where that is
+# sample-cli instead, nothing is served and all is well.
 HEALTHCHECK --timeout=5s --start-period=30s CMD ["python", "-P", "-m", "serve.healthcheck", "--pid", "1"]
 # Inside a container all addresses are the container's own; publish the port on the host's loopback.
 # `docker stop` waits 10 seconds.

@@ -1,6 +1,7 @@
 """Exit with 0 where a server says it is serving: `python -m serve.healthcheck [ADDRESS]`, or `--pid 1` in a container.
 
-For containers' and supervisors' health checks; it asks grpc.health.v1, which needs no token.
+For containers' and supervisors' health checks; it asks grpc.health.v1, which needs no token. A container that
+runs another command, such as sample-cli, serves nothing; it counts as healthy, or a long job would be killed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from serve.errors import ServeError
 from serve.server.settings import LISTEN
 
 SECONDS = 3.0
+OTHERS = ("sample-cli", "train-vae", "evaluate-vae", "export-onnx")  # they serve nothing
 
 
 @click.command()
@@ -31,7 +33,8 @@ SECONDS = 3.0
     "--pid",
     metavar="N",
     type=int,
-    help="Ask the serve-vae that runs as this process, by its own options and variables, instead of ADDRESS.",
+    help="Ask the serve-vae that runs as this process, by its own options and variables, instead of ADDRESS; "
+    "exit with 0 where it is sample-cli or another command of balanced-vae, which serves nothing.",
 )
 @flags.tls
 def main(address: str, pid: int | None, **options: Any) -> None:
@@ -39,7 +42,11 @@ def main(address: str, pid: int | None, **options: Any) -> None:
     how = Options(**options)
     try:
         if pid is not None:
-            address, how = of_process(pid)
+            found = of_process(pid)
+            if found is None:
+                click.echo(f"process {pid} is another command than serve-vae, and serves nothing", err=True)
+                return
+            address, how = found
         secure = how.credentials()
         check_address(address)
     except ServeError as error:
@@ -58,11 +65,11 @@ def main(address: str, pid: int | None, **options: Any) -> None:
     raise SystemExit(int(reply.status != health_pb2.HealthCheckResponse.SERVING))
 
 
-def of_process(pid: int) -> tuple[str, Options]:
+def of_process(pid: int) -> tuple[str, Options] | None:
     """Return the address of a server, and how to reach it, from what its process was started with.
 
     It is asked from beside it, so the certificate to trust is its own; where it wants one of clients, it is shown its
-    own as well, which has to be of that authority.
+    own as well, which has to be of that authority. None stands for another command of balanced-vae.
 
     Raises:
         ServeError: there is no such process of this user; it is no server; it does not show its certificate.
@@ -77,7 +84,10 @@ def of_process(pid: int) -> tuple[str, Options]:
     except OSError as error:
         raise ServeError(f"--pid takes a server of this user; cannot look at process {pid}: {error.strerror}") from None
     names = [Path(word).name for word in words]
-    if "serve-vae" not in names:
+    ours = next((name for name in names if name in ("serve-vae", *OTHERS)), None)
+    if ours in OTHERS:
+        return None
+    if ours is None:
         raise ServeError(f"--pid takes a serve-vae's process. Received: {pid}, which is {' '.join(names[:1])}")
     os.environ |= dict(line.split("=", 1) for line in variables if line.startswith("SERVE_VAE_"))
     given = server.make_context("serve-vae", words[names.index("serve-vae") + 1 :]).params

@@ -71,9 +71,12 @@ def test_the_wheel_says_both_licences_and_holds_them(wheel: Path) -> None:
 def test_the_wheel_holds_all_modules_and_the_models_and_no_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    packed = {str(path.relative_to(ROOT)) for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
+    http = ROOT / "serve" / "server" / "http"
+    there = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    there += [*(ROOT / name / "py.typed" for name in PACKAGES), *(http / "page").iterdir(), *http.glob("ort/*.gz")]
 
-    assert packed | {"serve/py.typed", "training/py.typed", "export/py.typed"} <= names
+    assert {str(path.relative_to(ROOT)) for path in there} <= names
+    assert {Path(name).suffix for name in names if "/ort/" in name} <= {".gz"}
     assert {f"{script.partition(':')[0].replace('.', '/')}.py" for script in PROJECT["scripts"].values()} <= names
     assert {f"serve/bundles/{path.name}" for path in EMBEDDED.values()} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]

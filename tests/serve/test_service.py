@@ -27,7 +27,7 @@ from serve.sample_cli import main as sample_cli
 from serve.server.models import FILE_BYTES
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import BIN, assert_clear_error, command, serving
+from tests.conftest import BIN, HOMES, assert_clear_error, command, serving
 
 
 def test_samples_are_those_of_the_engine(server: str, smoke_bundle: Path) -> None:
@@ -129,6 +129,20 @@ def test_health_by_service(server: str) -> None:
         command("python", "-m", "serve.healthcheck", "--pid", os.getpid()), "takes a serve-vae's process"
     )
     assert_clear_error(command("python", "-m", "serve.healthcheck", "--pid", 2**22), "cannot look at process 4194304")
+
+
+@pytest.mark.parametrize(
+    "words", [["sample-cli", "--out", "serve-vae"], *([name] for name in sorted({*HOMES} - {"serve-vae"}))]
+)
+def test_what_serves_nothing_is_healthy(words: list[str]) -> None:
+    """A container's first process may be a long job; this one has its words, and waits for its input to end."""
+    full = ["sh", "-c", "echo; read _", BIN / words[0], *words[1:]]
+    with subprocess.Popen(full, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # a process that is just starting shows no words yet
+        result = CliRunner().invoke(healthcheck, ["--pid", str(process.pid)])
+    (line,) = result.stderr.splitlines()
+    assert (result.exit_code, "serves nothing" in line) == (0, True), line
 
 
 def test_a_foreign_client_finds_its_way_by_reflection(server: str, smoke_bundle: Path) -> None:
