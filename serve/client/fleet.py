@@ -6,6 +6,7 @@ that takes much longer than the others: whoever answers first has made it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import statistics
@@ -129,6 +130,10 @@ class Fleet:
         """Note that a server answers."""
         self._told.discard(client)
 
+    def misses(self, client: Client) -> bool:
+        """Tell whether a server is done without."""
+        return client in self._told
+
     def _ask(self, name: str, version: str) -> tuple[dict[Client, RemoteModel], dict[Client, RemoteError]]:
         """Return the model as each server has it, and why the others have not, in the order of their addresses.
 
@@ -177,7 +182,7 @@ class Piece:
     at: int
     count: int
     began: float = 0.0  # by the last of its takers
-    takers: list[Client] = field(default_factory=list)  # that are at it
+    takers: dict[Client, float] = field(default_factory=dict)  # that are at it, and when each last sent some of it
     images: Images | None = None
 
 
@@ -188,8 +193,8 @@ class FleetModel:
         self._fleet, self._model, self._found = fleet, model, dict(found)
         self.card, self.digest, self.arithmetic = model.card, model.digest, model.arithmetic
         self.took: deque[float] = deque(maxlen=32)  # seconds a sample, of the last pieces
-        # A server that hangs keeps its turn, and gets no further piece of this stream or the next.
-        self.turns = {client: threading.Lock() for client in fleet.clients}
+        self.hung: set[Client] = set()  # whose piece others took over: they get no further one until they answer
+        self._first = itertools.count()
 
     @property
     def name(self) -> str:
@@ -211,15 +216,22 @@ class FleetModel:
         return pictures(self.sample(seed, start, count, temperature))
 
     def decode(self, noise: npt.ArrayLike) -> Images:
-        """As `GenerativeModel.decode`, by the first server that does it."""
+        """As `GenerativeModel.decode`, by one server after the other; those that are away or hang are asked last."""
         since = time.monotonic()
         while True:
             failed: list[RemoteError] = []
-            for client in self._fleet.clients:
+            clients = self._fleet.clients
+            first = next(self._first) % len(clients)
+            in_turn = [*clients[first:], *clients[:first]]
+            for client in sorted(in_turn, key=lambda each: (each in self.hung, self._fleet.misses(each))):
                 try:
-                    return self.on(client).decode(noise)
+                    images = self.on(client).decode(noise)
                 except GONE as error:
                     failed.append(error)
+                    self._fleet.lost(client, error)
+                else:
+                    self._fleet.back(client)
+                    return images
             left = since + self._fleet.options.patience - time.monotonic()
             if left <= 0:
                 raise failed[0]
@@ -242,11 +254,14 @@ class FleetModel:
         """Return the model as one of the servers has it; a server that was away is asked for it.
 
         Raises:
-            Changed: it is another one.
+            Changed: it has another one.
             RemoteError: it does not answer.
         """
         if client not in self._found:
-            model = client.model(self.name, self.digest)
+            try:
+                model = client.model(self.name, self.digest)
+            except Rejected:
+                raise self._model.changed() from None
             if model.arithmetic != self.arithmetic:
                 raise Changed(
                     f"the server {client.address} computes {self.name} in {model.arithmetic} arithmetic, where "
@@ -269,7 +284,7 @@ class _Work:
         self._over = False
         self._error: Exception | None = None  # that ends the stream
         self._away: dict[Client, RemoteError] = {}
-        self._all_away = math.inf  # since when
+        self._alone = math.inf  # since when there is no server
 
     def __iter__(self) -> Iterator[tuple[int, Images]]:
         for client in self._fleet.clients:
@@ -299,9 +314,11 @@ class _Work:
                     raise Closed(f"the client of {self._fleet.clients[0].address} is closed; make another one")
                 if self._error is not None:
                     raise self._error
+                now = time.monotonic()
+                self._alone = min(self._alone, now) if all(map(self._misses, self._fleet.clients)) else math.inf
                 # However long the reader took over the piece before.
-                if time.monotonic() > max(since, self._all_away) + self._fleet.options.patience:
-                    raise next(iter(self._away.values()))
+                if now >= max(since, self._alone) + self._fleet.options.patience:
+                    raise next(iter(self._away.values()), TimedOut("the servers hang: none answered in time"))
                 self._changed.wait(PAUSE)
             self._changed.notify_all()  # there is room for another
             return self._window.popleft()
@@ -312,48 +329,56 @@ class _Work:
             began = time.monotonic()
             images, error = None, None
             try:
-                asked = self._wanted
-                images = self._model.on(client).sample(asked.seed, piece.at, piece.count, asked.temperature, "bulk")
+                images = self._make(client, piece)
             except Exception as failure:  # whatever it is, the reader waits for this piece
                 error = failure
-            self._model.turns[client].release()
             with self._changed:
-                piece.takers.remove(client)
+                del piece.takers[client]
+                self._model.hung.discard(client)
                 if images is not None:
                     self._model.took.append((time.monotonic() - began) / piece.count)
-                    self._found(client)
+                    self._fleet.back(client)
+                    self._away.pop(client, None)
                     piece.images = images if piece.images is None else piece.images
                 elif isinstance(error, GONE):
-                    self._lost(client, error)
+                    self._fleet.lost(client, error)
+                    self._away[client] = error
                 else:
                     self._error = error
                 self._changed.notify_all()
                 if isinstance(error, GONE):
                     self._changed.wait_for(lambda: self._over, max(PAUSE, error.retry_after))
 
-    def _found(self, client: Client) -> None:
-        self._fleet.back(client)
-        self._away.pop(client, None)
-        self._all_away = math.inf
+    def _make(self, client: Client, piece: Piece) -> Images:
+        """Return a piece's samples, as one server makes them.
 
-    def _lost(self, client: Client, error: RemoteError) -> None:
-        self._fleet.lost(client, error)
-        self._away[client] = error
-        if len(self._away) == len(self._fleet.clients):
-            self._all_away = min(self._all_away, time.monotonic())
+        Raises:
+            RemoteError: it does not.
+        """
+        model, asked = self._model.on(client), self._wanted
+        if piece.count <= model.batch:  # one call, which has to end in time
+            return model.sample(asked.seed, piece.at, piece.count, asked.temperature, "bulk")
+        parts = []
+        for _, images in model.stream(asked.seed, piece.at, piece.count, asked.temperature, "bulk"):
+            parts.append(images)
+            piece.takers[client] = time.monotonic()
+        return np.concatenate(parts)
+
+    def _misses(self, client: Client) -> bool:
+        """Tell whether a server is away, or hangs: at a piece of this stream, or else at one of another."""
+        if client in self._away:
+            return True
+        sent = [piece.takers[client] for piece in self._window if client in piece.takers]
+        return min(sent) + self._fleet.options.timeout < time.monotonic() if sent else client in self._model.hung
 
     def _take(self, client: Client) -> Piece | None:
         """Return a piece for a server to make, as soon as there is one; None where the stream is over."""
         with self._changed:
-            turn = self._model.turns[client]
             while not self._over and self._error is None:
-                if turn.acquire(blocking=False):
-                    piece = self._free() or self._slow(client)
-                    if piece is not None:
-                        piece.began = time.monotonic()
-                        piece.takers.append(client)
-                        return piece
-                    turn.release()
+                piece = None if client in self._model.hung else self._free() or self._slow(client)
+                if piece is not None:
+                    piece.began = piece.takers[client] = time.monotonic()
+                    return piece
                 self._changed.wait(PAUSE)
         return None
 
@@ -378,5 +403,6 @@ class _Work:
             if piece.images is None and client not in piece.takers:
                 most = UNKNOWN if usual is None else max(LEAST_SLOW, SLOW * usual * piece.count)
                 if now > piece.began + most:
+                    self._model.hung |= piece.takers.keys()
                     return piece
         return None

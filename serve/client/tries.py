@@ -83,6 +83,7 @@ class Tries:
         error, seconds = explain(address, failure, options), retry_delay(failure)
         if seconds is not None:  # it answers, and says when to come back
             error.retry_after = seconds
+            self._connection.met = True
             if not self._answered:  # however long it was waited for to start
                 self._answered, self._since = True, time.monotonic()
             return self._wait(error, options.patience, str(error), seconds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 import time
 import uuid
@@ -23,7 +24,7 @@ from serve.server.telemetry import REQUEST_ID, Span, Telemetry, no_span
 ID = re.compile(r"[\x21-\x7e]{1,128}")
 ID_KEY = "x-request-id"
 SLOWEST = 2**17  # bytes a second of a message, beyond the patience
-WATCHERS = 128  # calls at a time that need no allowance
+WATCHERS = 2048  # calls at a time that need no allowance and may last: a client of several servers has one at each
 STOPPING = "the server is stopping; repeat here later, or elsewhere now"
 
 log = logging.getLogger("serve-vae")
@@ -43,6 +44,7 @@ class Call:
         left: Seconds until its deadline, as the caller said; None where there is none.
         watches: It needs no allowance, and no drain waits for it: health and reflection.
         open: No token is asked for.
+        lasts: It watches until its caller goes.
     """
 
     method: str
@@ -50,6 +52,7 @@ class Call:
     left: float | None = None
     watches: bool = False
     open: bool = False
+    lasts: bool = False
 
 
 class Admission:
@@ -87,6 +90,7 @@ class Admission:
         # Replies that have not left: until when they count as being read, by whom, and what ends the connection.
         self._writing: dict[object, tuple[float, str, Callable[[], bool]]] = {}
         self._accepted = 0
+        self._lasting = 0
         self._watching: set[asyncio.Task[Any]] = set()
         self._released = False
         self._idle = asyncio.Event()
@@ -126,10 +130,15 @@ class Admission:
     def make_room(self) -> None:
         """End the connections of those who hold what others need: readers that take nothing."""
         now = time.monotonic()
-        for until, peer, end in list(self._writing.values()):
-            if until < now and end():
+        ends = {peer: end for until, peer, end in self._writing.values() if until < now}
+        for peer, end in ends.items():
+            if end():
                 self._telemetry.stalled.inc()
                 log.warning("ended the connection of %s, which reads nothing while others wait", peer)
+                # All that it has under way ends, a little later.
+                self._writing |= {
+                    key: (math.inf, who, how) for key, (_, who, how) in self._writing.items() if who == peer
+                }
 
     @contextmanager
     def call(self, call: Call) -> Iterator[None]:
@@ -167,6 +176,7 @@ class Admission:
 
     def _enter(self, call: Call) -> None:
         self._telemetry.under_way.inc()
+        self._lasting += call.lasts
         if call.watches:
             self._watching.add(_task())
         else:
@@ -175,6 +185,7 @@ class Admission:
 
     def _leave(self, call: Call, code: Code, seconds: float) -> None:
         self._telemetry.under_way.dec()
+        self._lasting -= call.lasts
         self._telemetry.requests.labels(call.method, code.name).inc()
         self._telemetry.seconds.labels(call.method).observe(seconds)
         if call.watches:
@@ -200,10 +211,12 @@ class Admission:
     def _check_room(self, call: Call) -> None:
         if self.stopping and not call.watches:
             raise Refusal(Code.UNAVAILABLE, STOPPING, 1.0)
-        here, most = (len(self._watching), WATCHERS) if call.watches else (self._accepted, self._most)
+        if call.watches and not call.lasts:  # a probe ends at once, and a server that is busy is healthy
+            return
+        here, most = (self._lasting, WATCHERS) if call.watches else (self._accepted, self._most)
         if here > most:
             self.make_room()
-            what = "calls to health and reflection" if call.watches else "requests"
+            what = "watchers of health and calls to reflection" if call.watches else "requests"
             text = f"the server has {most} {what} under way, the most it takes; repeat a little later"
             raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
 

@@ -1,10 +1,11 @@
 """The batcher: whose samples the engines compute next.
 
-Requests from all clients wait in one weighted fair queue (start-time fair queueing, Goyal et al. 1996): each has a
-virtual time that advances by the samples it was given, divided by its class's weight, and the one furthest behind
-goes first. So requests of a class have equal shares however large they are, a newcomer is served in the next
-batch, and nothing starves. A batch is filled from as many requests as it takes; the noise contract makes that
-invisible in the pictures.
+Requests from all clients wait in one weighted fair queue (Demers et al. 1989): each has a virtual time that advances
+by the samples it was given, divided by its class's weight, and the one furthest behind goes first. A newcomer begins at
+the queue's own virtual time, which advances by the samples of each batch, divided by the weights of all who wanted some
+of it. So requests of a class have equal shares however large they are, a newcomer goes before whoever had its share,
+and nothing starves, however many small requests come one after the other. A batch is filled from as many requests as it
+takes; the noise contract makes that invisible in the pictures.
 
 Every engine has a thread that takes from the queue; the event loop only puts requests in and waits for chunks. A
 request may run only some chunks ahead of its reader, which bounds the memory of a stream of any length.
@@ -30,6 +31,7 @@ from serve.server.work import Backend, BatchObserver, Budget, Piece, Request
 log = logging.getLogger("serve-vae")
 
 WEIGHT = {"interactive": 16.0, "bulk": 1.0}
+EQUAL = 1e-3  # of virtual time: whoever is behind by less is not
 RATE_MEMORY = 0.9  # of the running mean of samples a second
 PROBE_SECONDS = 1.0  # between two looks at an engine that failed
 LONGEST_RETRY = 30.0  # seconds
@@ -75,6 +77,7 @@ class Batcher:
         self._heap: list[tuple[float, int, int, Request]] = []
         self._order = itertools.count()
         self._virtual = 0.0
+        self._weight = 0.0  # of all in the queue
         self._rate = 0.0  # of one engine, samples a second
         self._ending = threading.Event()
         self._idle = asyncio.Event()
@@ -165,7 +168,8 @@ class Batcher:
         request.queued = True
         request.since = time.monotonic()
         # Who wanted nothing for a while has no claim to what it left to others.
-        request.virtual = max(request.virtual, self._virtual)
+        request.virtual = max(request.virtual, self._virtual - EQUAL)
+        self._weight += WEIGHT[request.priority]
         heapq.heappush(self._heap, (request.virtual, request.given, next(self._order), request))
         self._changed.notify()
 
@@ -269,9 +273,11 @@ class Batcher:
     def _fill(self, room: int) -> list[Piece]:
         """Return whose turn it is. The lock is held."""
         now, pieces, expired = time.monotonic(), [], []
+        weight = self._weight
         while self._heap and room:
             request = heapq.heappop(self._heap)[-1]
             request.queued = False
+            self._weight -= WEIGHT[request.priority]
             count = min(request.wanted, room)
             if not count:
                 continue
@@ -279,12 +285,12 @@ class Batcher:
                 expired.append(request)
                 continue
             pieces.append(Piece(request, request.given, count, now - request.since))
-            self._virtual = max(self._virtual, request.virtual)
             request.virtual += count / WEIGHT[request.priority]
             request.given += count
             self.waiting -= count
             room -= count
             self._queue(request)
+        self._virtual += sum(piece.count for piece in pieces) / max(weight, 1.0)
         if expired:
             late = Refusal(Code.DEADLINE_EXCEEDED, "the deadline passed before an engine was free; allow more time")
             self._loop.call_soon_threadsafe(self._fail, expired, late)

@@ -133,6 +133,9 @@ class Loader:
                 if isinstance(error, ServeError):
                     raise
                 raise BundleError(f"{path.name} cannot be served: {type(error).__name__}: {error}") from error
+            except asyncio.CancelledError:  # whoever asked for it waits no longer; that says nothing of the file
+                self._tried.pop(path, None)
+                raise
         self._telemetry.loads.labels("loaded").inc()
         what = f"{model.card.precision}, {model.arithmetic}, {', '.join(model.devices)}, sha256 {model.digest[:12]}"
         log.info("serving %s version %d (%s%s)", model.name, model.version, what, model.on_card)

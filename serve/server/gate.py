@@ -45,7 +45,7 @@ class Gate(grpc.aio.ServerInterceptor):
     def __init__(self, admission: Admission, message_bytes: int) -> None:
         self._admission = admission
         self._message_bytes = message_bytes
-        self._arriving = 0  # messages that take longer than a moment
+        self._arriving = {True: 0, False: 0}  # messages that take longer than a moment, of watchers and others
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -58,13 +58,15 @@ class Gate(grpc.aio.ServerInterceptor):
         metadata = {key: value for key, value in details.invocation_metadata or () if isinstance(value, str)}
         method = details.method
         watches = method.startswith((HEALTH, REFLECTION))
+        lasts = watches and not method.endswith("/Check")
 
         async def call(_: Any, context: Any) -> None:
-            asked = Call(method, metadata, context.time_remaining(), watches, open=method.startswith(HEALTH))
+            open_ = method.startswith(HEALTH)
+            asked = Call(method, metadata, context.time_remaining(), watches, open_, lasts)
             try:
                 with self._admission.call(asked):
                     try:
-                        await self._run(handler, context)
+                        await self._run(handler, context, watches)
                     except grpc.aio.InternalError:  # the connection broke under a message
                         raise Gone from None
                 return
@@ -76,10 +78,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
         return grpc.stream_stream_rpc_method_handler(call)
 
-    async def _run(self, handler: Any, context: Any) -> None:
+    async def _run(self, handler: Any, context: Any, watches: bool) -> None:
         """Read a call's message, and write what its handler returns or yields."""
         behaviour = getattr(handler, KINDS[handler.request_streaming, handler.response_streaming])
-        messages = self._messages(handler.request_deserializer, context)
+        messages = self._messages(handler.request_deserializer, context, watches)
         if handler.request_streaming:
             request: Any = messages
         else:
@@ -95,8 +97,8 @@ class Gate(grpc.aio.ServerInterceptor):
             async for reply in result:
                 await self._write(handler.response_serializer, reply, context)
 
-    async def _messages(self, parse: Callable[[bytes], Any], context: Any) -> AsyncGenerator[Any]:
-        while (message := await self._read(context)) is not grpc.aio.EOF:
+    async def _messages(self, parse: Callable[[bytes], Any], context: Any, watches: bool) -> AsyncGenerator[Any]:
+        while (message := await self._read(context, watches)) is not grpc.aio.EOF:
             try:
                 parsed = parse(message)
             except DecodeError:
@@ -104,7 +106,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 raise invalid(text) from None
             yield parsed
 
-    async def _read(self, context: Any) -> Any:
+    async def _read(self, context: Any, watches: bool) -> Any:
         """Return the next message's bytes, or EOF.
 
         Few messages at a time may take longer than a moment: what has arrived of them is memory that nothing counts.
@@ -113,20 +115,21 @@ class Gate(grpc.aio.ServerInterceptor):
         try:
             await asyncio.wait((reading,), timeout=MOMENT)
             if not reading.done():
-                await self._wait_long(reading)
+                await self._wait_long(reading, watches)
             return reading.result()
         finally:
             reading.cancel()
 
-    async def _wait_long(self, reading: asyncio.Future[Any]) -> None:
-        if self._arriving >= max(1, ARRIVING_BYTES // self._message_bytes):
+    async def _wait_long(self, reading: asyncio.Future[Any], watches: bool) -> None:
+        # Calls that need no token have places of their own.
+        if self._arriving[watches] >= max(1, ARRIVING_BYTES // self._message_bytes):
             text = "too many messages are arriving slowly; send the whole of one at once, a little later"
             raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
-        self._arriving += 1
+        self._arriving[watches] += 1
         try:
             await asyncio.wait((reading,), timeout=PATIENCE + self._message_bytes / SLOWEST)
         finally:
-            self._arriving -= 1
+            self._arriving[watches] -= 1
         if not reading.done():
             raise Refusal(Code.RESOURCE_EXHAUSTED, "the message did not arrive in time; send it again, faster", 1.0)
 

@@ -84,7 +84,6 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: oip.ModelInferRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         model = self._registry.get(request.model_name, request.model_version)
         job = _request(model, request, context)
-        CALLER.get().spend(job.count)
         shape = [job.count, *model.card.image_shape]
         reply = oip.ModelInferResponse(
             model_name=model.name,
@@ -96,9 +95,10 @@ class InferenceService(rpc.GRPCInferenceServiceServicer):
             },
             outputs=[oip.ModelInferResponse.InferOutputTensor(name="images", datatype="UINT8", shape=shape)],
         )
-        async with aclosing(model.batcher.run(job)) as chunks:
-            # Held until the gate has sent it, as sampling's pictures are.
-            yield with_pixels(reply, oip.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, await anext(chunks))
+        with CALLER.get().spending(job.count):
+            async with aclosing(model.batcher.run(job)) as chunks:
+                # Held until the gate has sent it, as sampling's pictures are.
+                yield with_pixels(reply, oip.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, await anext(chunks))
 
 
 def _request(model: Model, request: oip.ModelInferRequest, context: Any) -> Request:

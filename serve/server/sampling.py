@@ -38,22 +38,23 @@ class SamplingService(rpc.SamplingServiceServicer):
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
         job = range_request(model, wanted, deadline(context), one_message=True)
-        CALLER.get().spend(wanted.count)
-        async with aclosing(model.batcher.run(job)) as chunks:
-            yield await self._reply(model, wanted, wanted.start, await anext(chunks))
+        with CALLER.get().spending(wanted.count):
+            async with aclosing(model.batcher.run(job)) as chunks:
+                yield await self._reply(model, wanted, wanted.start, await anext(chunks))
 
     async def SampleStream(self, request: wire.SampleStreamRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         wanted = request.range
         model = self._registry.get(wanted.model, wanted.version)
         job = range_request(model, wanted, deadline(context), one_message=False)
         caller, at = CALLER.get(), wanted.start
-        async with aclosing(model.batcher.run(job)) as chunks:
-            async for images in chunks:
-                count = sum(map(len, images))
-                reply = await self._reply(model, wanted, at, images)
-                await caller.pace(count)
-                yield reply
-                at += count
+        with caller.holding(job.held):
+            async with aclosing(model.batcher.run(job)) as chunks:
+                async for images in chunks:
+                    count = sum(map(len, images))
+                    reply = await self._reply(model, wanted, at, images)
+                    await caller.pace(count)
+                    yield reply
+                    at += count
 
     async def Decode(self, request: wire.DecodeRequest, context: Any) -> AsyncIterator[bytes]:  # noqa: N802
         model = self._registry.get(request.model, request.version)
@@ -65,10 +66,10 @@ class SamplingService(rpc.SamplingServiceServicer):
         noise = np.frombuffer(request.noise, "<f4").reshape(-1, size)
         rank = priority(request.priority, "interactive")
         job = noise_request(model, noise, deadline(context), rank, request.encoding)
-        CALLER.get().spend(len(noise))
         asked = wire.Range(encoding=request.encoding, temperature=0)
-        async with aclosing(model.batcher.run(job)) as chunks:
-            yield await self._reply(model, asked, 0, await anext(chunks))
+        with CALLER.get().spending(len(noise)):
+            async with aclosing(model.batcher.run(job)) as chunks:
+                yield await self._reply(model, asked, 0, await anext(chunks))
 
     async def ListModels(self, request: wire.ListModelsRequest, context: Any) -> wire.ListModelsResponse:  # noqa: N802
         return wire.ListModelsResponse(models=map(_describe, self._registry.models()))

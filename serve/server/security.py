@@ -38,6 +38,7 @@ from serve.server.settings import Settings
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KEYS = {"sha256", "requests", "samples_per_second", "admin"}
+MOST_HELD = 10  # seconds of an allowance that its streams may hold; one stream may hold more
 
 log = logging.getLogger("serve-vae")
 
@@ -59,6 +60,7 @@ class Caller:
     admin: bool = False
     _under_way: int = field(default=0, compare=False)
     _balance: float = field(default=0.0, compare=False)
+    _held: int = field(default=0, compare=False)
     _at: float = field(default=-math.inf, compare=False)
 
     @contextmanager
@@ -77,8 +79,9 @@ class Caller:
         finally:
             self._under_way -= 1
 
-    def spend(self, samples: int) -> None:
-        """Take samples off the allowance.
+    @contextmanager
+    def spending(self, samples: int) -> Iterator[None]:
+        """Take samples off the allowance, for a block that makes them; they are given back where it is refused.
 
         Raises:
             Refusal: there are not so many yet; when there are.
@@ -90,6 +93,30 @@ class Caller:
             )
             raise Refusal(Code.RESOURCE_EXHAUSTED, text, missing / self.samples_per_second)
         self._balance -= samples
+        try:
+            yield
+        except Refusal:
+            self._balance += samples
+            raise
+
+    @contextmanager
+    def holding(self, samples: int) -> Iterator[None]:
+        """Hold samples of a stream while the block lasts, which may wait for its allowance.
+
+        Raises:
+            Refusal: its streams hold as many as the allowance has in a while: others need the room.
+        """
+        if self._held and self._held + samples > MOST_HELD * self.samples_per_second:
+            text = (
+                f"the token {self.name} may have {self.samples_per_second:.0f} samples a second, and its streams hold "
+                f"{self._held}; wait for one to end"
+            )
+            raise Refusal(Code.RESOURCE_EXHAUSTED, text, 1.0)
+        self._held += samples
+        try:
+            yield
+        finally:
+            self._held -= samples
 
     async def pace(self, samples: int) -> None:
         """Take samples off the allowance, waiting until there are so many."""

@@ -84,7 +84,7 @@ def run(
 
     async def all_of_it() -> None:
         known = budget or Budget(10**9, 10**12)
-        probe = np.full((max(device.batch for device in devices), 1), PROBE, np.float32)
+        probe = np.full((max((device.batch for device in devices), default=1), 1), PROBE, np.float32)
         batcher = Batcher(devices, known, SIDE * SIDE, more.get("delay", 0.0), watched, probe)
         await scenario(batcher)
         for device in devices:
@@ -180,6 +180,28 @@ def test_two_requests_of_a_class_get_equal_shares_and_interactive_goes_before_bu
     bulk, interactive = shares("bulk", "interactive")
     assert 10 * bulk < interactive  # sixteen times the share
     assert bulk > 0  # yet some of it
+
+
+def test_small_requests_that_never_cease_leave_a_stream_its_share() -> None:
+    """However many come: four of 16 times its weight are in the queue with it all the time."""
+
+    async def scenario(batcher: Batcher) -> None:
+        stream = wanted(0, 10_000, ahead=10_000, priority="bulk")
+        small = [wanted(0, 1) for _ in range(4 + 2000)]
+        for request in (stream, *small[:4]):
+            batcher._allow(request, request.count)
+        come = iter(small[4:])
+        for _ in range(1000):
+            with batcher._changed:
+                pieces = batcher._fill(2)
+            for piece in pieces:
+                if piece.request is not stream:
+                    batcher._allow(next(come), 1)
+        assert stream.given == pytest.approx(2000 / 65, abs=3)
+        for request in (stream, *small):
+            batcher._end(request)
+
+    run(scenario, [])
 
 
 def test_a_stream_is_computed_only_so_far_ahead_of_its_reader() -> None:

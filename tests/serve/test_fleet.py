@@ -25,7 +25,7 @@ from serve import Client, Engine, Fleet, Options, load
 from serve.card import Card
 from serve.client import fleet as module
 from serve.client.fleet import Range, _Work
-from serve.errors import Changed, Rejected, Unreachable
+from serve.errors import Broken, Changed, Closed, Rejected, Unreachable
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
@@ -123,12 +123,19 @@ class Scripted(rpc.SamplingServiceServicer):
     def __init__(self, card: str, first: Callable[[grpc.ServicerContext], object] = lambda context: None) -> None:
         self.card, self.first = card, first
         self.asked: list[int] = []
-        self.ready = True
+        self.ready, self.lacks = True, False
 
     def GetModel(self, request: Any, context: grpc.ServicerContext) -> wire.GetModelResponse:  # noqa: N802
         if not self.ready:
             busy(context, grpc.StatusCode.UNAVAILABLE)
-        return wire.GetModelResponse(model=wire.Model(name="m", version="1", digest="d", card=self.card, max_count=64))
+        if self.lacks:
+            context.abort(grpc.StatusCode.NOT_FOUND, "no such model")
+        return wire.GetModelResponse(
+            model=wire.Model(name="m", version="1", digest="d", card=self.card, max_count=4096)
+        )
+
+    def ListModels(self, request: Any, context: grpc.ServicerContext) -> wire.ListModelsResponse:  # noqa: N802
+        return wire.ListModelsResponse()
 
     def Sample(self, request: wire.SampleRequest, context: grpc.ServicerContext) -> wire.SampleResponse:  # noqa: N802
         wanted = request.range
@@ -205,6 +212,55 @@ def test_a_server_that_hangs_is_passed_over_for_few_samples_too(card: str, monke
             assert indices(model.sample(0, start, 5)) == list(range(start, start + 5))
         assert len(hung.asked) <= 1  # it is at that one still
         over.set()
+
+
+def test_two_streams_share_the_servers(card: str) -> None:
+    slow = [Scripted(card, lambda context: threading.Event().wait(0.02)) for _ in range(2)]
+    with scripted(*slow) as addresses, Fleet(addresses) as fleet, ThreadPoolExecutor(1) as pool:
+        model = fleet.model()
+        began = threading.Event()
+
+        def read() -> int:
+            return sum(len(images) for at, images in model.stream(0, 0, 64_000) if at == 0 or began.set() is None)
+
+        long = pool.submit(read)
+        assert began.wait(60)
+        for start in (7, 8):
+            assert indices(model.sample(0, start, 2)) == [start, start + 1]
+        assert not long.done()
+        fleet.close()
+        assert isinstance(long.exception(), Closed)
+
+
+def test_servers_that_hang_or_are_lost_one_after_the_other_are_all_of_them(
+    card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNKNOWN", 0.2)
+    over, lost = threading.Event(), threading.Event()
+    hung = Scripted(card, lambda context: over.wait(60))
+    other = Scripted(
+        card, lambda context: lost.is_set() and context.abort(grpc.StatusCode.INTERNAL, "the device is lost")
+    )
+    with scripted(hung, other) as addresses, Fleet(addresses, Options(patience=0.5)) as fleet:
+        model = fleet.model()
+        assert indices(model.sample(0, 0, 200)) == list(range(200))
+        assert hung.asked
+        lost.set()
+        with pytest.raises(Broken, match="the device is lost"):
+            model.sample(0, 0, 200)
+        lost.clear()
+        assert model.decode(np.zeros((1, load_size(card)), np.float32)).shape == (1, *SHAPE)  # not by the first
+        over.set()
+
+
+def test_a_server_that_comes_back_with_another_model_is_no_wrong_argument(card: str) -> None:
+    away, other = Scripted(card), Scripted(card, lambda context: threading.Event().wait(0.1))
+    away.ready = False
+    with scripted(away, other) as addresses, Fleet(addresses) as fleet:
+        model = fleet.model()
+        away.ready = away.lacks = True
+        with pytest.raises(Changed, match="changed the model m meanwhile"):
+            model.sample(0, 0, 20_000)
 
 
 def test_a_server_that_hangs_does_not_keep_from_the_model(card: str) -> None:

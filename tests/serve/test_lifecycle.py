@@ -29,6 +29,7 @@ from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
 from tests.conftest import BIN, assert_clear_error, command, metrics, serving
+from tests.serve.test_models import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -122,6 +123,22 @@ def test_the_patience_for_loading_begins_when_a_server_answers(smoke_bundle: Pat
                 raise error.value
             assert tries.pause > 0
             (folder / "smoke.onnx").write_bytes(smoke_bundle.read_bytes())
+            assert found.result(60).name == "smoke"
+
+
+def test_a_server_that_restarts_while_it_loads_is_waited_for(smoke_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with Client(address) as client, futures.ThreadPoolExecutor(1) as pool:
+        with serving("--listen", address, "--models", folder, "--watch", 0.05) as (_, first):
+            found = pool.submit(client.model)
+            until(lambda: client.met)
+            first.kill()
+            first.wait(60)
+        with serving("--listen", address, "--model", smoke_bundle):
             assert found.result(60).name == "smoke"
 
 

@@ -206,18 +206,43 @@ def test_an_allowance_is_earned_as_long_as_it_takes(monkeypatch: pytest.MonkeyPa
     now = [1000.0]
     monkeypatch.setattr(security, "time", SimpleNamespace(monotonic=lambda: now[0]))
     caller = security.Caller("slow", samples_per_second=10)
-    caller.spend(100)
+
+    def spend(samples: int) -> None:
+        with caller.spending(samples):
+            pass
+
+    spend(100)
     for seconds, left in ((5.0, 5.0), (4.9, 0.1)):
         now[0] += seconds
         with pytest.raises(Refusal) as error:
-            caller.spend(10)
+            spend(10)
         assert error.value.retry_after == pytest.approx(left, abs=0.01)
     now[0] += 0.11
-    caller.spend(10)
+    spend(10)
     now[0] += 86_400
-    caller.spend(10)
+    spend(10)
     with pytest.raises(Refusal):
-        caller.spend(1)
+        spend(1)
+
+
+def test_what_is_refused_costs_no_allowance() -> None:
+    caller = security.Caller("eager", samples_per_second=10)
+    for _ in range(5):
+        with pytest.raises(Refusal, match="full"), caller.spending(10):
+            raise Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server is full", 1.0)
+    with caller.spending(10):
+        pass
+
+
+def test_streams_that_wait_for_their_allowance_hold_ten_seconds_of_it() -> None:
+    caller = security.Caller("many", samples_per_second=10)
+    waits = "its streams hold 500; wait for one to end"  # one stream may hold more
+    with caller.holding(500), pytest.raises(Refusal, match=waits), caller.holding(1):
+        pass
+    with caller.holding(60), caller.holding(40), pytest.raises(Refusal, match="hold 100"), caller.holding(1):
+        pass
+    with security.Caller().holding(10**9), security.Caller().holding(10**9):
+        pass
 
 
 @pytest.mark.parametrize(

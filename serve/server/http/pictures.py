@@ -148,14 +148,15 @@ class Pictures:
 
         async def body() -> AsyncGenerator[Part]:
             begin = header.getvalue()
-            async with aclosing(model.batcher.run(job)) as chunks:
-                async for images in chunks:
-                    await caller.pace(sum(map(len, images)))
-                    if begin:  # not before there is a picture: until then the request may still be refused
-                        yield begin
-                        begin = b""
-                    for each in images:
-                        yield each.data
+            with caller.holding(job.held):
+                async with aclosing(model.batcher.run(job)) as chunks:
+                    async for images in chunks:
+                        await caller.pace(sum(map(len, images)))
+                        if begin:  # not before there is a picture: until then the request may still be refused
+                            yield begin
+                            begin = b""
+                        for each in images:
+                            yield each.data
 
         response = web.StreamResponse(headers={"Content-Type": "application/x-npy", "Cache-Control": ASK, **of(model)})
         response.content_length = len(header.getvalue()) + math.prod(shape)
@@ -216,17 +217,17 @@ class Pictures:
         headers["Content-Type"] = KINDS[kind]
         if asked.request.method == "HEAD":
             return web.StreamResponse(headers=headers)
-        CALLER.get().spend(job.count)
-        async with aclosing(model.batcher.run(job)) as chunks:
-            images = np.concatenate(await anext(chunks))
-            file = await self._encoders.whole(partial(make, images, kind), kind)
-            response = web.StreamResponse(headers=headers)
-            response.content_length = len(file)
+        with CALLER.get().spending(job.count):
+            async with aclosing(model.batcher.run(job)) as chunks:
+                images = np.concatenate(await anext(chunks))
+                file = await self._encoders.whole(partial(make, images, kind), kind)
+                response = web.StreamResponse(headers=headers)
+                response.content_length = len(file)
 
-            async def body() -> AsyncGenerator[Part]:
-                yield file
+                async def body() -> AsyncGenerator[Part]:
+                    yield file
 
-            return await send(response, body())
+                return await send(response, body())
 
 
 def _check_fits(model: Model, count: int, what: str, less: str) -> None:

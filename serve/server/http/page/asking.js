@@ -20,7 +20,11 @@ export async function ask(url, { signal, token, waiting = () => {} } = {}) {
       throw Object.assign(new Error(problem.detail), { status: reply.status });
     }
     waiting(reply ? "the server is busy; asking again" : "the server does not answer; asking again");
-    await new Promise((done) => setTimeout(done, 1000 * Number(reply?.headers.get("Retry-After") || 1)));
+    const seconds = Number(reply?.headers.get("Retry-After")) || 1; // a proxy may name a date
+    await new Promise((done) => {
+      setTimeout(done, 1000 * seconds);
+      signal?.addEventListener("abort", done, { once: true });
+    });
     signal?.throwIfAborted();
   }
 }

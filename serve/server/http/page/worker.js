@@ -33,12 +33,13 @@ async function work() {
 
 async function answer({ number, url, model, token }) {
   const { digest } = model;
+  const size = model.card.noise_size;
   if (!models.has(digest)) {
     models.set(digest, load(model, token));
     models.get(digest).catch(() => models.delete(digest)); // to be tried again
   }
   const loaded = await models.get(digest);
-  const { noise, columns } = wanted(url, model.card.noise_size);
+  const { noise, columns } = wanted(url, size);
   const begin = performance.now();
   let images;
   try {
@@ -52,8 +53,11 @@ async function answer({ number, url, model, token }) {
   const [height, width] = model.card.image_shape;
   const count = images.length / (height * width * 4);
   postMessage({ number, blob: await sheet(images, count, columns, height, width) });
-  loaded.off ??= compared(loaded, model, token).catch(() => null);
-  postMessage({ said: { count, seconds, by: loaded.by, off: await loaded.off } });
+  // Made before anything else is, as a session does one thing at a time; the server's is not waited for.
+  loaded.first ??= await run(loaded, draw(0n, 0n, 1, size), model.card, () => true);
+  loaded.off ??= compared(loaded.first, model, token).catch(() => null);
+  const said = { count, seconds, by: loaded.by };
+  loaded.off.then((off) => postMessage({ said: { ...said, off } }));
 }
 
 /** The noise that an address stands for, and how many of its pictures go into a row. */
@@ -132,7 +136,7 @@ function sheet(images, count, columns, height, width) {
 }
 
 /** By how many grey levels a picture differs from the server's, at most: the proof that both are the same model. */
-async function compared(loaded, model, token) {
+async function compared(ours, model, token) {
   const [height, width] = model.card.image_shape;
   const query = model.arithmetic === "exact" ? "" : `?arithmetic=${model.arithmetic}`;
   const url = `/v1/digests/${model.digest}/samples/0/0.png${query}`;
@@ -141,6 +145,5 @@ async function compared(loaded, model, token) {
   const context = new OffscreenCanvas(width, height).getContext("2d");
   context.drawImage(there, 0, 0);
   const theirs = context.getImageData(0, 0, width, height).data;
-  const ours = await run(loaded, draw(0n, 0n, 1, model.card.noise_size), model.card, () => true);
   return ours.reduce((most, value, at) => Math.max(most, Math.abs(value - theirs[at])), 0);
 }
