@@ -130,10 +130,6 @@ class Fleet:
         """Note that a server answers."""
         self._told.discard(client)
 
-    def misses(self, client: Client) -> bool:
-        """Tell whether a server is done without."""
-        return client in self._told
-
     def _ask(self, name: str, version: str) -> tuple[dict[Client, RemoteModel], dict[Client, RemoteError]]:
         """Return the model as each server has it, and why the others have not, in the order of their addresses.
 
@@ -182,7 +178,7 @@ class Piece:
     at: int
     count: int
     began: float = 0.0  # by the last of its takers
-    takers: dict[Client, float] = field(default_factory=dict)  # that are at it, and when each last sent some of it
+    takers: set[Client] = field(default_factory=set)  # that are at it
     images: Images | None = None
 
 
@@ -195,6 +191,7 @@ class FleetModel:
         self.took: deque[float] = deque(maxlen=32)  # seconds a sample, of the last pieces
         self.hung: set[Client] = set()  # whose piece others took over: they get no further one until they answer
         self._first = itertools.count()
+        self._later: dict[Client, float] = {}  # until when those that failed are asked after the others
 
     @property
     def name(self) -> str:
@@ -223,19 +220,22 @@ class FleetModel:
             clients = self._fleet.clients
             first = next(self._first) % len(clients)
             in_turn = [*clients[first:], *clients[:first]]
-            for client in sorted(in_turn, key=lambda each: (each in self.hung, self._fleet.misses(each))):
+            for client in sorted(in_turn, key=self._rank):
                 try:
-                    images = self.on(client).decode(noise)
+                    return self.on(client).decode(noise)
                 except GONE as error:
                     failed.append(error)
-                    self._fleet.lost(client, error)
-                else:
-                    self._fleet.back(client)
-                    return images
+                    # One that hangs would keep others for as long again.
+                    pause = self._fleet.options.timeout if isinstance(error, TimedOut) else error.retry_after
+                    self._later[client] = time.monotonic() + max(PAUSE, pause)
             left = since + self._fleet.options.patience - time.monotonic()
             if left <= 0:
                 raise failed[0]
             self._fleet.wait(min(left, max(PAUSE, min(error.retry_after for error in failed))))
+
+    def _rank(self, client: Client) -> tuple[bool, bool]:
+        """Return what sorts servers: those that hang are last, and those that failed a moment ago before them."""
+        return client in self.hung, self._later.get(client, 0.0) > time.monotonic()
 
     def stream(self, seed: int, start: int, count: int, temperature: float = 1.0) -> Iterator[tuple[int, Images]]:
         """As `GenerativeModel.stream`, a piece at a time.
@@ -284,6 +284,7 @@ class _Work:
         self._over = False
         self._error: Exception | None = None  # that ends the stream
         self._away: dict[Client, RemoteError] = {}
+        self._sent: dict[Client, float] = {}  # when those that are at a piece last sent some of it
         self._alone = math.inf  # since when there is no server
 
     def __iter__(self) -> Iterator[tuple[int, Images]]:
@@ -333,7 +334,8 @@ class _Work:
             except Exception as failure:  # whatever it is, the reader waits for this piece
                 error = failure
             with self._changed:
-                del piece.takers[client]
+                piece.takers.discard(client)
+                del self._sent[client]
                 self._model.hung.discard(client)
                 if images is not None:
                     self._model.took.append((time.monotonic() - began) / piece.count)
@@ -361,15 +363,19 @@ class _Work:
         parts = []
         for _, images in model.stream(asked.seed, piece.at, piece.count, asked.temperature, "bulk"):
             parts.append(images)
-            piece.takers[client] = time.monotonic()
+            with self._changed:
+                self._sent[client] = time.monotonic()
+                self._away.pop(client, None)
         return np.concatenate(parts)
 
     def _misses(self, client: Client) -> bool:
         """Tell whether a server is away, or hangs: at a piece of this stream, or else at one of another."""
         if client in self._away:
             return True
-        sent = [piece.takers[client] for piece in self._window if client in piece.takers]
-        return min(sent) + self._fleet.options.timeout < time.monotonic() if sent else client in self._model.hung
+        sent = self._sent.get(client)
+        if sent is None:
+            return client in self._model.hung
+        return sent + self._fleet.options.timeout < time.monotonic()
 
     def _take(self, client: Client) -> Piece | None:
         """Return a piece for a server to make, as soon as there is one; None where the stream is over."""
@@ -377,7 +383,8 @@ class _Work:
             while not self._over and self._error is None:
                 piece = None if client in self._model.hung else self._free() or self._slow(client)
                 if piece is not None:
-                    piece.began = piece.takers[client] = time.monotonic()
+                    piece.began = self._sent[client] = time.monotonic()
+                    piece.takers.add(client)
                     return piece
                 self._changed.wait(PAUSE)
         return None
@@ -403,6 +410,6 @@ class _Work:
             if piece.images is None and client not in piece.takers:
                 most = UNKNOWN if usual is None else max(LEAST_SLOW, SLOW * usual * piece.count)
                 if now > piece.began + most:
-                    self._model.hung |= piece.takers.keys()
+                    self._model.hung |= piece.takers
                     return piece
         return None

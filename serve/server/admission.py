@@ -212,6 +212,8 @@ class Admission:
         if self.stopping and not call.watches:
             raise Refusal(Code.UNAVAILABLE, STOPPING, 1.0)
         if call.watches and not call.lasts:  # a probe ends at once, and a server that is busy is healthy
+            if len(self._watching) > 2 * WATCHERS:  # but for those who do not read its answer
+                self.make_room()
             return
         here, most = (self._lasting, WATCHERS) if call.watches else (self._accepted, self._most)
         if here > most:

@@ -290,7 +290,11 @@ class Batcher:
             self.waiting -= count
             room -= count
             self._queue(request)
-        self._virtual += sum(piece.count for piece in pieces) / max(weight, 1.0)
+        if pieces:
+            self._virtual += sum(piece.count for piece in pieces) / weight
+            # What nobody else wanted is held against nobody: the queue is never behind all who wait.
+            least = self._heap[0][0] if self._heap else max(piece.request.virtual for piece in pieces)
+            self._virtual = max(self._virtual, least)
         if expired:
             late = Refusal(Code.DEADLINE_EXCEEDED, "the deadline passed before an engine was free; allow more time")
             self._loop.call_soon_threadsafe(self._fail, expired, late)

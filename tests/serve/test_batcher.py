@@ -204,6 +204,32 @@ def test_small_requests_that_never_cease_leave_a_stream_its_share() -> None:
     run(scenario, [])
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_nobody_else_wanted_is_held_against_nobody(alone: bool) -> None:
+    """A stream that had whole batches has half of them at once when another comes, and no less."""
+
+    async def scenario(batcher: Batcher) -> None:
+        first, second = (wanted(0, 100_000, ahead=100_000, priority="bulk") for _ in range(2))
+        small = [wanted(0, 1) for _ in range(0 if alone else 400)]
+        batcher._allow(first, first.count)
+        for at in range(100):
+            for request in small[4 * at : 4 * at + 4]:
+                batcher._allow(request, 1)
+            with batcher._changed:
+                batcher._fill(64)
+        before = first.given
+        batcher._allow(second, second.count)
+        for _ in range(20):
+            with batcher._changed:
+                batcher._fill(64)
+        assert first.given - before == pytest.approx(640, abs=64)
+        assert second.given == pytest.approx(640, abs=64)
+        for request in (first, second):
+            batcher._end(request)
+
+    run(scenario, [])
+
+
 def test_a_stream_is_computed_only_so_far_ahead_of_its_reader() -> None:
     device = Device(5)
 

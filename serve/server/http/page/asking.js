@@ -17,14 +17,25 @@ export async function ask(url, { signal, token, waiting = () => {} } = {}) {
     if (reply?.ok) return reply;
     if (reply && !AWAY.includes(reply.status)) {
       const problem = await reply.json().catch(() => ({ detail: `${reply.status} ${reply.statusText}` }));
-      throw Object.assign(new Error(problem.detail), { status: reply.status });
+      throw Object.assign(new Error(problem.detail ?? `${reply.status} ${reply.statusText}`), { status: reply.status });
     }
     waiting(reply ? "the server is busy; asking again" : "the server does not answer; asking again");
     const seconds = Number(reply?.headers.get("Retry-After")) || 1; // a proxy may name a date
-    await new Promise((done) => {
-      setTimeout(done, 1000 * seconds);
-      signal?.addEventListener("abort", done, { once: true });
-    });
+    await pause(seconds, signal);
     signal?.throwIfAborted();
   }
+}
+
+/** Some seconds, or as long as nobody gives up. */
+async function pause(seconds, signal) {
+  if (signal?.aborted) return;
+  await new Promise((done) => {
+    const end = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      done();
+    };
+    const timer = setTimeout(end, 1000 * seconds);
+    signal?.addEventListener("abort", end);
+  });
 }

@@ -24,7 +24,7 @@ async function work() {
     try {
       await answer(next);
     } catch (error) {
-      postMessage({ number: next.number, error: error.message });
+      postMessage({ number: next.number, error: String(error?.message || error) }); // a runtime may throw numbers
     }
     waiting.delete(next.number);
   }
