@@ -24,7 +24,7 @@ from serve.server.telemetry import REQUEST_ID, Span, Telemetry, no_span
 ID = re.compile(r"[\x21-\x7e]{1,128}")
 ID_KEY = "x-request-id"
 SLOWEST = 2**17  # bytes a second of a message, beyond the patience
-WATCHERS = 2048  # calls at a time that need no allowance and may last: a client of several servers has one at each
+WATCHERS = 1024  # calls at a time that need no allowance and may last: a client of several servers has one at each
 STOPPING = "the server is stopping; repeat here later, or elsewhere now"
 
 log = logging.getLogger("serve-vae")

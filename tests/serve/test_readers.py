@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import select
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import h2.config
@@ -27,6 +29,7 @@ from tests.serve.test_security import token
 
 SAMPLE = "/balancedvae.sampling.v1.SamplingService/Sample"
 DECODE = "/balancedvae.sampling.v1.SamplingService/Decode"
+SERVING = health_pb2.HealthCheckResponse.SERVING
 MIB = 2**20
 
 
@@ -233,60 +236,38 @@ def test_messages_that_do_not_end_take_little_memory(tokens: bool, smoke_bundle:
         assert "Traceback" not in log.read_text()
 
 
-def test_watchers_of_health_are_bounded_and_probes_go_on_elsewhere(smoke_bundle: Path, tmp_path: Path) -> None:
-    with serving("--model", smoke_bundle) as (address, _), grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        watches, refusal = [], None
-        while refusal is None:
-            watches.append(stub.Watch(health_pb2.HealthCheckRequest()))
-            try:
-                next(watches[-1])
-            except grpc.RpcError as error:
-                refusal = error
-        assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert len(watches) == 129
-        with Client(address) as client:
+def test_watchers_of_health_are_bounded_and_keep_nobody_from_an_answer(smoke_bundle: Path) -> None:
+    async def watch(address: str) -> None:
+        async with AsyncExitStack() as stack:
+            request, refusals = health_pb2.HealthCheckRequest(), []
+            watches: list[Any] = []
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            while not refusals:
+                stub = health_pb2_grpc.HealthStub(
+                    await stack.enter_async_context(grpc.aio.insecure_channel(address, options))
+                )
+                more = [stub.Watch(request) for _ in range(64)]
+                watches += more
+                for each in more:
+                    try:
+                        await each.read()
+                    except grpc.RpcError as error:
+                        refusals.append(error.code())
+                assert len(watches) <= 1024 + 64
+            assert refusals == [grpc.StatusCode.RESOURCE_EXHAUSTED] * (len(watches) - 1024)
+            assert (await stub.Check(request, timeout=60)).status == SERVING
+            for each in watches:
+                each.cancel()
+
+    with serving("--model", smoke_bundle) as (address, _):
+        asyncio.run(watch(address))
+        with Client(address) as client, grpc.insecure_channel(address) as channel:
             assert len(client.model().sample(0, 0, 3)) == 3
-        for watch in watches:
-            watch.cancel()
-        until(lambda: _serves(stub))
+            until(lambda: _watched(health_pb2_grpc.HealthStub(channel)))
 
 
-def _serves(stub: health_pb2_grpc.HealthStub) -> bool:
+def _watched(stub: health_pb2_grpc.HealthStub) -> bool:
     try:
-        reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
-    except grpc.RpcError:
+        return bool(next(stub.Watch(health_pb2.HealthCheckRequest())).status == SERVING)
+    except grpc.RpcError:  # those who went are still being counted
         return False
-    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def test_connections_that_end_under_replies_are_no_errors(smoke_bundle: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with serving("--model", smoke_bundle, "--metrics", "127.0.0.1:0", log=log) as (address, _):
-        for _ in range(5):
-            with ExitStack() as stack:
-                calls = [ask(unread(stack, address), count=4000) for _ in range(8)]
-                for call in calls:
-                    call.initial_metadata()
-        until(lambda: metric(log, "requests_under_way") == 0)
-        with Client(address) as client:
-            client.models()
-    assert "Traceback" not in log.read_text()
-    assert "ERROR" not in log.read_text()
-
-
-def test_deadlines_are_counted_as_such(smoke_bundle: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    with serving("--model", smoke_bundle, "--metrics", "127.0.0.1:0", log=log) as (address, _):
-        with grpc.insecure_channel(address) as channel:
-            request = wire.SampleStreamRequest(range=wire.Range(count=2**40))
-            streams = [rpc.SamplingServiceStub(channel).SampleStream(request, timeout=0.5) for _ in range(10)]
-            for stream in streams:
-                with pytest.raises(grpc.RpcError):
-                    list(stream)
-            gone = rpc.SamplingServiceStub(channel).SampleStream(request, timeout=60)
-            next(gone)
-            gone.cancel()
-        until(lambda: metric(log, "requests_under_way") == 0)
-        assert metric(log, "requests_total", "DEADLINE_EXCEEDED") == 10
-        assert metric(log, "requests_total", "CANCELLED") == 1
