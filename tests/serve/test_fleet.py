@@ -23,8 +23,8 @@ from grpc_status import rpc_status
 
 from serve import Client, Engine, Fleet, Options, load
 from serve.card import Card
-from serve.client import fleet as module
-from serve.client.fleet import Range, _Work
+from serve.client import pieces
+from serve.client.pieces import Range, Work
 from serve.errors import Broken, Changed, Closed, Rejected, Unreachable
 from serve.model import Images
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
@@ -82,7 +82,7 @@ def test_a_server_that_is_lost_changes_nothing(number: int, three: list[tuple[st
 def test_pieces_are_small_enough_for_all_servers_and_for_memory(count: int, side: int, expected: int) -> None:
     model: Any = SimpleNamespace(card=SimpleNamespace(image_shape=(side, side, 3)))
     fleet: Any = SimpleNamespace(clients=[None] * 3)
-    assert _Work(model, fleet, Range(0, 0, count, 1.0))._size == expected
+    assert Work(model, fleet, Range(0, 0, count, 1.0))._size == expected
 
 
 def test_a_server_that_is_away_at_first_is_done_without(smoke_bundle: Path, wanted: Images) -> None:
@@ -203,7 +203,7 @@ def test_one_server_that_is_away_ends_nothing_however_impatient(card: str, caplo
 
 
 def test_a_server_that_hangs_is_passed_over_for_few_samples_too(card: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "UNKNOWN", 0.2)
+    monkeypatch.setattr(pieces, "UNKNOWN", 0.2)
     over = threading.Event()
     hung = Scripted(card, lambda context: over.wait(60))
     with scripted(hung, Scripted(card)) as addresses, Fleet(addresses) as fleet:
@@ -235,7 +235,7 @@ def test_two_streams_share_the_servers(card: str) -> None:
 def test_servers_that_hang_or_are_lost_one_after_the_other_are_all_of_them(
     card: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "UNKNOWN", 0.2)
+    monkeypatch.setattr(pieces, "UNKNOWN", 0.2)
     over, lost = threading.Event(), threading.Event()
     hung = Scripted(card, lambda context: over.wait(60))
     other = Scripted(
