@@ -7,6 +7,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,13 @@ def smoke_bundle(smoke_run: Path, once: Once) -> Path:
         assert result.returncode == 0, result.stderr
 
     return once("smoke.onnx", make)
+
+
+def free_address() -> str:
+    """An address of the loopback where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @contextmanager

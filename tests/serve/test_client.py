@@ -23,7 +23,7 @@ from serve.model import Images
 from serve.noise import draw
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import serving
+from tests.conftest import free_address, serving
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +215,7 @@ def test_a_stream_that_ends_early_is_no_success(engine: Engine, read: Callable[.
 
 
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(smoke_bundle: Path, engine: Engine) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     with serving("--model", smoke_bundle, "--listen", address) as (_, first), Client(address) as client:
         stream = client.model().stream(3, 0, 20_000)
         parts = [next(stream)]
@@ -229,9 +227,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(smoke_bundle: Path
 
 
 def test_another_model_never_finishes_what_one_began(smoke_bundle: Path, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     other = smoke_bundle.read_bytes() + b"\x32\x00"  # an empty doc string: the same pictures, another file
     path = tmp_path / "smoke.onnx"
     path.write_bytes(other)

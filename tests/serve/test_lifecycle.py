@@ -7,7 +7,6 @@ import json
 import queue
 import re
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -28,7 +27,7 @@ from serve.client.tries import Tries
 from serve.errors import Overloaded, Unreachable
 from serve.stubs.sampling.v1 import sampling_pb2 as wire
 from serve.stubs.sampling.v1 import sampling_pb2_grpc as rpc
-from tests.conftest import BIN, assert_clear_error, command, metrics, serving
+from tests.conftest import BIN, assert_clear_error, command, free_address, metrics, serving
 from tests.serve.test_models import until
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
@@ -90,9 +89,7 @@ def test_a_folder_without_models_is_not_ready_until_there_is_one(smoke_bundle: P
 def test_a_client_waits_for_a_server_that_starts_and_says_for_what(smoke_bundle: Path, tmp_path: Path) -> None:
     folder, out = tmp_path / "models", tmp_path / "out"
     folder.mkdir()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     words = [BIN / "sample-cli", "--server", address, "--wait", "50", "--n", "3", "--out", out]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as client:
         assert client.stderr is not None
@@ -109,9 +106,7 @@ def test_the_patience_for_loading_begins_when_a_server_answers(smoke_bundle: Pat
     """However long it was waited for before."""
     folder = tmp_path / "models"
     folder.mkdir()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     with Client(address, Options(start=600, patience=60)) as client, futures.ThreadPoolExecutor(1) as pool:
         tries = Tries(client)
         tries._since -= 300
@@ -129,9 +124,7 @@ def test_the_patience_for_loading_begins_when_a_server_answers(smoke_bundle: Pat
 def test_a_server_that_restarts_while_it_loads_is_waited_for(smoke_bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    address = free_address()
     with Client(address) as client, futures.ThreadPoolExecutor(1) as pool:
         with serving("--listen", address, "--models", folder, "--watch", 0.05) as (_, first):
             found = pool.submit(client.model)
