@@ -91,7 +91,7 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
         force: Whether to replace models of the same name.
 
     Raises:
-        ExportError: a model is there already, or two bundles have one name.
+        ExportError: a model is there already, two bundles have one name, or the folder is a file or below one.
         OSError: it cannot be written.
     """
     folder = folder.resolve()  # "." has no name of its own
@@ -123,6 +123,9 @@ def check_free(folder: Path, names: Sequence[str], force: bool) -> None:
     """Raise ExportError where models of these names cannot be written to a repository."""
     if len(set(names)) < len(names):
         raise ExportError(f"models of a repository need names of their own. Received: {', '.join(names)}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ExportError(f"{there} is a file; a repository of models is a folder")
     for name in names:
         if (folder / name).exists() and not force:
             raise ExportError(f"{folder / name} exists; pass --force to replace it")

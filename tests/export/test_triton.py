@@ -134,7 +134,10 @@ def test_the_command_writes_one(smoke_bundle: Path, tmp_path: Path) -> None:
     assert_clear_error(inside(*words), "--force")
     assert not (tmp_path / "m.onnx").exists()
     (tmp_path / "file").touch()
-    result = inside(*words[:-1], tmp_path / "file" / "models")
-    assert_clear_error(result, f"cannot write {tmp_path}/file/models: Not a directory")
+    assert_clear_error(inside(*words[:-1], tmp_path / "file" / "models"), f"{tmp_path}/file is a file; a repository")
+    assert not (tmp_path / "m.onnx").exists()
+    long = tmp_path / ("m" * 250)  # itself a possible name, but not with what goes beside it
+    result = inside(*words[:-1], long)
+    assert_clear_error(result, f"cannot write {long}: File name too long")
     assert (tmp_path / "m.onnx").exists()  # and is named before
     assert f"{tmp_path}/m.onnx: " in result.stdout
