@@ -18,7 +18,7 @@ import click
 from training.commands import needs
 from training.errors import TrainingError
 from training.fit.execution import Execution
-from training.recipe import Recipe
+from training.recipe import Recipe, parse
 from training.recipes import RECIPES, recipe
 from training.settings import page, text
 from training.settings import settings as described
@@ -195,6 +195,8 @@ def main(
             assert resolved is not None
             _print(resolved)
             return
+        if out is not None and not dry_run:
+            _check_folders(out, start)
         resolved = resolved or _auto(data, cache, minutes, settings, start)
         if not dry_run:
             import_module("training.fit.two_stage")  # what is not installed is said before pictures are read
@@ -222,10 +224,20 @@ def _begun(out: Path | None, settings: tuple[str, ...]) -> Recipe | None:
     from training.record.run import Run
 
     if out is None or not (run := Run(out)).begun:
-        Recipe().set(each for each in settings if "=" not in each)  # a usage error before anything is read
+        parse(settings)  # an error before anything is read
         return None
     click.echo(f"going on with {out}, as it was planned: {run.recipe.name}", err=True)
     return run.recipe.set(settings)
+
+
+def _check_folders(out: Path, start: Path | None) -> None:
+    """Raise TrainingError where nothing can come of it, before pictures are read for minutes."""
+    from training.fit.warm import fingerprint
+    from training.record.run import Run
+
+    Run(out).check_ours()
+    if start:
+        fingerprint(start)
 
 
 def _auto(

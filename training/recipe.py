@@ -277,15 +277,7 @@ class Recipe:
         Raises:
             RecipeError: an unknown key, a value of another type, or a setting that this recipe does not read.
         """
-        types = _types()
-        changes: dict[str, Any] = {}
-        for assignment in assignments:
-            key, equals, text = assignment.partition("=")
-            if not equals or key not in types or key == "name":
-                near = difflib.get_close_matches(key, types, n=1)
-                hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
-                raise RecipeError(f"--set takes KEY=VALUE with a recipe's setting{hint} Received: {assignment!r}")
-            changes[key] = _parse(key, types[key], text)
+        changes = parse(assignments)
         changed = dataclasses.replace(self, **changes)
         for key in changes:
             words, counts = settings(changed)[key].counts
@@ -317,6 +309,24 @@ class Recipe:
         return cls(**frozen)
 
 
+def parse(assignments: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `key=value` assignments, whichever recipe they are for.
+
+    Raises:
+        RecipeError: an unknown key, or a value of another type.
+    """
+    types = _types()
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or key not in types or key == "name":
+            near = difflib.get_close_matches(key, types, n=1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
+            raise RecipeError(f"--set takes KEY=VALUE with a recipe's setting{hint} Received: {assignment!r}")
+        values[key] = _parse(key, types[key], text)
+    return values
+
+
 def _check(key: str, value: Any, known: Setting) -> None:
     """Raise RecipeError for a value that its setting does not take."""
     for each in value if isinstance(value, tuple) else (value,):
@@ -324,7 +334,8 @@ def _check(key: str, value: Any, known: Setting) -> None:
             raise RecipeError(f"{key} takes {', '.join(known.choices)}. Received: {each!r}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not (0 if known.zero else 1e-12) <= value < 2**63:
-            raise RecipeError(f"{key} must be above zero. Received: {value}")
+            least = "zero or more" if known.zero else "above zero"
+            raise RecipeError(f"{key} must be {least}, and below 2**63. Received: {value}")
         if known.below_one and value >= 1:
             raise RecipeError(f"{key} must be below 1. Received: {value}")
 

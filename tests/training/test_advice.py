@@ -41,7 +41,12 @@ def test_a_good_run_is_left_in_peace() -> None:
 @pytest.mark.parametrize(
     ("rule", "seen", "said", "remedy"),
     [
-        (advice.balance_behind, {"gamma": 0.2}, "gamma 0.2 is 2.0 times the root of the error", "balance_momentum=.95"),
+        (
+            advice.balance_behind,
+            {"gamma": 0.2},
+            "gamma 0.2 is 2.0 times the root of the error",
+            "a lower balance_momentum",
+        ),
         (
             advice.kl_exploded,
             {"kl": [860_000.0] + [120.0] * 19},
@@ -67,7 +72,7 @@ def test_a_good_run_is_left_in_peace() -> None:
             advice.slowed_too_soon,
             {"mse": [0.1 * 0.9**epoch for epoch in range(20)]},
             "still fell by 41% in the last quarter",
-            "raise halve_every and epochs, or give it more --minutes",
+            "raise halve_every and epochs, or, without a recipe, --minutes",
         ),
     ],
 )
@@ -105,6 +110,12 @@ def test_an_explosion_is_said_at_once_and_once() -> None:
         adviser.epoch(LONG, seen[done - 1])
         assert len(notes) == expected, notes
     assert "exploded in epoch 1" in notes[0]
+
+
+def test_smaller_minibatches_are_no_more_steps_where_an_epoch_is_so_many() -> None:
+    few = replace(LONG, epochs=3)
+    assert advice.few_steps(few, records(3)).endswith("raise epochs, or lower batch (32)")
+    assert advice.few_steps(replace(few, epoch_steps=10), records(3)).endswith("make a model; raise epochs")
 
 
 @pytest.mark.parametrize("policy", ["fixed", "annealed"])

@@ -19,10 +19,13 @@ from PIL import Image
 
 from serve.bundle import CARD_KEY
 from tests.conftest import assert_clear_error, command, draw_faces, inside
+from training.errors import RunError
 from training.evaluation import evaluator
 from training.evaluation.cli import main
 from training.evaluation.compare import read
+from training.evaluation.measure import keep
 from training.model.normalise import MODES
+from training.record.run import Run
 
 
 def evaluate(*words: object) -> Result:
@@ -296,6 +299,27 @@ def test_what_changes_no_measurement_of_a_run_is_refused(run: Path, words: list[
     normal = [*words, "--prior", "normal"]
     assert_refused(evaluate(run, *normal, "--normalise", "scalar"), "--normalise is for fitted priors")
     assert_refused(evaluate(run, *normal, "--latent-noise"), "--latent-noise is the second stage's")
+    assert_refused(evaluate(run, *words, "--plain"), "--plain is for runs that are sharpened")
+
+
+def test_a_run_that_is_not_finished_is_measured_only_as_far_as_is_asked(
+    run: Path, words: list[object], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "stage2.keras").unlink()
+    assert_refused(evaluate(copy, *words), "no prior 'second-stage' yet", "run train-vae to its end")
+    assert evaluate(copy, *words, "--prior", "normal").exit_code == 0
+
+
+def test_a_run_that_was_trained_on_meanwhile_keeps_no_measurement_of_what_it_was(run: Path, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run, tmp_path / "copy"))
+    before, versions = copy.metrics, copy.versions
+    keep(copy, {"metric": "FD"}, versions)
+    assert copy.metrics == [*before, {"metric": "FD"}]
+    shutil.copy(run / "stage1.keras", copy.path / "stage1.keras")
+    with pytest.raises(RunError, match="trained on while it was measured"):
+        keep(copy, {"metric": "KID"}, versions)
+    assert copy.metrics == [*before, {"metric": "FD"}]
 
 
 KEEPER = """
@@ -308,7 +332,7 @@ run, seed, records = Run(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
 for count in range(records):
-    keep(run, {"metric": "FD (tiny)", "count": count, "seed": seed})
+    keep(run, {"metric": "FD (tiny)", "count": count, "seed": seed}, {})
 """
 
 

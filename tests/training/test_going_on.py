@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -23,9 +24,17 @@ def run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     failed = inside(*words, "--set", "lr=1e18", "--save-every", 10_000)
     assert_clear_error(failed, "none was saved", "Train anew with a lower lr")
     assert (out / "config.json").exists()
+    for name in ("samples/stage1-0009.png", "snapshots/stage1-0009.keras"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).touch()
     result = inside(*words)  # what was advised is not refused, as nothing was trained
     assert result.returncode == 0, result.stderr
     return out
+
+
+def test_what_was_given_up_leaves_nothing_that_passes_for_the_run(run: Path) -> None:
+    assert not (run / "snapshots").exists()
+    assert not (run / "samples" / "stage1-0009.png").exists()
 
 
 def weights(path: Path) -> list[np.ndarray]:
@@ -51,10 +60,29 @@ def test_another_prior_trains_nothing_again(run: Path, pictures: Path) -> None:
         ("batch=8", "batch is 16 there and 8 here, and cannot change; choose another --out"),
         ("epochs=1", "epochs is 2 there and 1 here, and cannot change to fewer"),
         ("second_dim=9", "second_dim is 16 there and 9 here, and cannot change"),
+        ("lr2=1", "or delete stage2.keras and state/stage2.npz there to train stage 2 anew"),
+        ("epochs=3 warm_up=9", "warm_up is 0 there and 9 here, and cannot change"),  # or 3 were not what they are alone
     ],
 )
 def test_what_cannot_change_is_named(setting: str, wanted: str, run: Path, pictures: Path) -> None:
-    assert_clear_error(inside("train-vae", "--data", pictures, "--out", run, "--set", setting), wanted)
+    words = [word for each in setting.split() for word in ("--set", each)]
+    assert_clear_error(inside("train-vae", "--data", pictures, "--out", run, *words), wanted)
+
+
+def test_stage_2_alone_is_trained_anew(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """As the error of a divergence and of settings that cannot change advise; what was measured of it goes."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    measured = [{"metric": "FD", "prior": prior} for prior in ("normal", "second-stage")]
+    (copy / "metrics.json").write_text(json.dumps(measured))
+    for name in ("stage2.keras", "state/stage2.npz"):
+        (copy / name).unlink()
+    before = weights(copy / "stage1.keras")
+    result = inside("train-vae", "--data", pictures, "--out", copy, "--set", "lr2=2e-3", "--set", "epochs2=3")
+    assert result.returncode == 0, result.stderr
+    assert all(np.array_equal(*pair) for pair in zip(before, weights(copy / "stage1.keras"), strict=True))
+    records = [json.loads(line) for line in (copy / "history.jsonl").read_text().splitlines()]
+    assert [(each["stage"], each["epoch"]) for each in records] == [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
+    assert json.loads((copy / "metrics.json").read_text()) == measured[:1]
 
 
 def test_more_epochs_are_the_same_as_if_there_had_been_so_many(run: Path, pictures: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -374,6 +375,26 @@ def test_large_pictures_go_through_a_network_a_few_at_a_time(monkeypatch: pytest
     (made,) = latents.infer(network, items)
     assert np.array_equal(made, 2 * items)
     assert seen == [4, 4, 2]
+    seen.clear()
+    whole = (items * 255).astype(np.uint8)
+    (made,) = latents.infer(network, whole, 255)
+    assert np.array_equal(made, 2 * (whole.astype(np.float32) / np.float32(255)))
+
+
+def test_large_pictures_are_compared_in_little_memory() -> None:
+    """They are some GB: whatever is made of all of them in float32 at once is four times that, and may be too much."""
+    from training.fit.two_stage import variance
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (200, 64, 64, 3), np.uint8)
+    decoded = (pictures / 255 + 0.1).astype(np.float32)
+    tracemalloc.start()
+    error, spread = latents.squared_error(pictures, 255, decoded), variance(pictures)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < pictures.nbytes
+    assert error == pytest.approx(0.01, rel=1e-5)
+    assert spread == pytest.approx(np.var(pictures, axis=0).mean())
 
 
 def test_what_is_recorded_of_an_epoch_is_of_pictures_from_all_over() -> None:

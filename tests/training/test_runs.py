@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
@@ -293,6 +294,21 @@ def test_mixed_precision_is_stage_1s_alone(pictures: Path, tmp_path: Path) -> No
         assert result.returncode == 0, result.stderr
 
 
+def test_what_nothing_can_come_of_is_told_before_pictures_are_read(tmp_path: Path) -> None:
+    """Reading takes minutes, of many: here there are none, and it would say that."""
+    data, out = tmp_path / "none", tmp_path / "out"
+    data.mkdir()
+    out.mkdir()
+    (out / "mine").touch()
+    words = ("train-vae", "--data", data, "--out")
+    named = ("--recipe", "smoke")
+    assert_clear_error(inside(*words, tmp_path / "x", "--set", "sidee=32"), "did you mean side?")
+    assert_clear_error(inside(*words, tmp_path / "x", "--set", "side=large"), "side takes a whole number")
+    assert_clear_error(inside(*words, out), "--out takes a new folder or one of train-vae's")
+    assert_clear_error(inside(*words, out, *named), "--out takes a new folder or one of train-vae's")
+    assert_clear_error(inside(*words, tmp_path / "x", *named, "--from", data), "--from takes a finished run")
+
+
 def test_a_run_directory_belongs_to_one_recipe_and_one_folder(smoke_run: Path, pictures: Path, tmp_path: Path) -> None:
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out")
     assert_clear_error(inside(*words, smoke_run, "--set", "lr=0.5"), "lr is 0.001 there and 0.5 here")
@@ -321,7 +337,7 @@ def test_a_checkpoint_of_another_recipe_is_one_line(pictures: Path, smoke_run: P
     assert_clear_error(inside(*words, tmp_path / "one"), "cannot resume from", "stage1.npz", "shape")
 
 
-def test_a_damaged_state_is_one_line(pictures: Path, tmp_path: Path) -> None:
+def test_a_damaged_state_is_one_line(pictures: Path, smoke_run: Path, tmp_path: Path) -> None:
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", tmp_path / "run")
     assert inside(*words, "--dry-run").returncode == 0
     state = tmp_path / "run" / "state"
@@ -329,6 +345,11 @@ def test_a_damaged_state_is_one_line(pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "run" / "stage1.keras").unlink()
     (state / "stage1.npz").write_bytes(b"PK\x03\x04 cut")
     assert_clear_error(inside(*words), "cannot resume from", "stage1.npz", "delete it")
+    assert_clear_error(inside(*words, "--from", smoke_run), "did not start from the weights of --from")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["from"] = hashlib.sha256((smoke_run / "stage1.keras").read_bytes()).hexdigest()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert_clear_error(inside(*words, "--from", smoke_run), "cannot resume from", "stage1.npz", "delete it")
 
 
 def test_a_full_disk_is_one_line_and_what_was_there_stays(pictures: Path, tmp_path: Path) -> None:
@@ -372,7 +393,8 @@ def test_a_folder_that_cannot_be_written_to_is_what_the_error_names(pictures: Pa
         (("--recipe", "smoke", "--set", "base_dims=3"), "did you mean base_dim?"),
         (("--recipe", "smoke", "--set", "epochs=many"), "a whole number"),
         (("--recipe", "smoke", "--set", "side=48"), "power of two"),
-        (("--recipe", "smoke", "--set", "batch=0"), "above zero"),
+        (("--recipe", "smoke", "--set", "batch=0"), "batch must be above zero"),
+        (("--recipe", "smoke", "--set", "limit=-1"), "limit must be zero or more"),
     ],
 )
 def test_usage_errors(words: tuple[str, ...], wanted: str, pictures: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class _Files:
         self.path, self.container, self.recipe = path, container, recipe
         self.ignored = [(name, reason) for name, reason in reasons.items() if reason]
         if not names:
-            raise DataError(f"--data takes a folder or a zip of pictures. Received: {path}, {_held(reasons)}")
+            raise DataError(f"there are no pictures in {path}, {_held(reasons)}")
         splits = np.zeros(len(names), np.uint8)
         self.kind = "pictures"
         if partition := self._partition(names):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from training.data.dataset import load_data
-from training.errors import DataError
+from training.errors import DataError, RunError
 from training.evaluation.compare import Measured
 from training.evaluation.evaluator import Evaluator, Plan
 from training.evaluation.extractors import OnnxExtractor
@@ -49,6 +49,7 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
         OSError: the run's folder cannot be written.
     """
     run = Run(model) if model.is_dir() else None
+    versions = run.versions if run else {}
     subject = RunSubject(run, plan) if run else BundleSubject(model, plan)
     if not run:
         say("a bundle holds no encoder: its samples are measured, no reconstructions and no latents")
@@ -80,7 +81,7 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     for record in subject.records(evaluator):
         records.append(record)
         if run:
-            keep(run, record)
+            keep(run, record, versions)
     if plan.copies:
         say(f"drew what is nearest to training pictures into {plan.copies}")
     if run and plan.snapshots:
@@ -89,15 +90,22 @@ def evaluate(model: Path, data: Path, plan: Plan, say: Callable[[str], None]) ->
     return Measured(subject.name, subject.recipe, records)
 
 
-def keep(run: Run, record: Record) -> None:
+def keep(run: Run, record: Record, versions: Mapping[str, int]) -> None:
     """Add a record to the run's metrics.json, in the place of an earlier one of the same measurement.
 
     A lock is held, as another process that measures the run could add a record between our reading and writing.
 
+    Args:
+        run: The run.
+        record: What was measured.
+        versions: Those of the networks that it was measured of, as `Run.versions`.
+
     Raises:
-        RunError: metrics.json cannot be read.
+        RunError: metrics.json cannot be read, or the run has other networks by now.
     """
     with run.locked(MEASURING):
+        if versions.items() - run.versions.items():
+            raise RunError(f"{run.path} was trained on while it was measured; measure it once it is finished")
         others = [each for each in run.metrics if _protocol(each) != _protocol(record)]
         write_json(run.path / "metrics.json", [*others, record])
 

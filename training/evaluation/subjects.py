@@ -46,6 +46,8 @@ class RunSubject:
         self.pictures = run.recipe
         self.recipe: dict[str, Any] = run.recipe.to_dict()
         self.trained_on: str = run.config["data"]["digest"]
+        if plan.plain and not self.pictures.epochs3:
+            raise RunError(f"--plain is for runs that are sharpened, and {run.path} is not to be; leave it out")
         self.first = FirstStage(run.load_networks(1), run.decoder(plan.plain))
         self.made_by = {} if plan.plain else _made_by(self.recipe)
         names = self._priors()
@@ -62,7 +64,14 @@ class RunSubject:
         for name in self.plan.priors:
             if name not in here:
                 raise RunError(f"{self.run.path} has no prior {name!r}; it has {', '.join(here)}")
-        return tuple(dict.fromkeys(self.plan.priors)) or here
+        if self.plan.priors:
+            return tuple(dict.fromkeys(self.plan.priors))
+        if missing := [name for name in self.pictures.priors if name not in here]:
+            raise RunError(
+                f"{self.run.path} is not finished: it has no prior {missing[0]!r} yet; run train-vae to its end, or "
+                "measure what there is by --prior normal"
+            )
+        return here
 
     def _modes(self, prior: str) -> tuple[str, ...]:
         """Return the latent normalisations of a prior.

@@ -21,7 +21,7 @@ from training.fit.batches import Epoch
 from training.fit.execution import Execution
 from training.fit.stop import Stopped, StopRequest
 from training.model.autoencoder import Autoencoder, xla
-from training.model.latents import infer, latent_summary, posterior_variance, posteriors
+from training.model.latents import infer, latent_summary, posterior_variance, posteriors, squared_error
 from training.record.run import Run
 from training.record.stage import Observer, Position, Schedule, setting_of
 from training.types import Float32Array, IndexArray, Record
@@ -168,7 +168,9 @@ def _diverged(what: str, schedule: Schedule, at: Position, run: Run) -> None:
     lower = f"with a lower {rate} ({rate} is {schedule.lr:g})"
     where = " into another --out" if last else ""
     cure = f"Train anew{where} {lower} or a wider precision"
-    if schedule.stage == 3:  # what comes before it is finished, and stays
+    if schedule.stage == 2 and last:  # what comes before it is finished, and stays
+        cure = f"Delete state/stage2.npz there, and the same command {lower} trains stage 2 anew"
+    if schedule.stage == 3:
         cure = f"The same command {lower} sharpens anew, with epochs3=0 not at all"
     raise Diverged(
         f"stage {schedule.stage} diverged in epoch {at.epoch + 1}: {what} stopped being finite; {kept} in "
@@ -195,7 +197,7 @@ def _record(
     if validation is not None:
         items = _some(validation, schedule, RECORDED)
         decoded = infer(model.decoder, posteriors(model.encoder, items, model.input_scale)[0])[0]
-        record["validation_mse"] = float(np.mean(np.square(items / model.input_scale - decoded)))
+        record["validation_mse"] = squared_error(items, model.input_scale, decoded)
     return record
 
 

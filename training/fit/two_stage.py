@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from training.model.build import (
     plain_images,
     sharpener,
 )
-from training.model.latents import Posteriors, infer, posteriors
+from training.model.latents import Posteriors, infer, posteriors, squared_error
 from training.model.normalise import DRAWS, Normalisation, fit
 from training.recipe import Recipe
 from training.record import grids
@@ -36,20 +37,21 @@ from training.record.advice import Adviser
 from training.record.run import Run, save_model
 from training.record.stage import Observer, Observers, Schedule, first_schedule, second_schedule, third_schedule
 from training.record.tensorboard import TensorBoardWriter
-from training.types import Float32Array, Record
+from training.types import Float32Array, Record, UInt8Array
 
 GRID = 64  # samples in a grid
 SAMPLES = 512  # samples whose variance is compared with the pictures'
 MEASURED = 1000  # pictures that it is compared with
+CHUNK = 2**27  # bytes of pictures that are encoded at a time, and no more than 5000
 
 
 def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
     """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
-    count = len(dataset)
-    parts = []
+    count, parts = len(dataset), []
+    size = max(1, min(5000, CHUNK // math.prod(dataset.images.shape[1:])))
     for mirrored in (False, True) if dataset.flip else (False,):
-        for at in range(0, count, 5000):
-            pictures = dataset.rows(np.arange(at, min(at + 5000, count)))
+        for at in range(0, count, size):
+            pictures = dataset.rows(np.arange(at, min(at + size, count)))
             parts.append(posteriors(encoder, pictures[:, :, ::-1] if mirrored else pictures, IMAGE_SCALE))
     means, sds = zip(*parts, strict=True)
     return Posteriors(np.concatenate(means), np.concatenate(sds))
@@ -192,19 +194,18 @@ def _against_data(networks: keras.Model, pictures: Dataset, decoder: keras.Model
     They are decoded by the networks' own decoder, or by another.
     """
     count = len(pictures)
-    some = pictures.rows(np.linspace(0, count - 1, min(count, MEASURED)).astype(np.intp)).astype(np.float32)
-    some /= np.float32(IMAGE_SCALE)
-    spread = max(variance(some), 1e-9)
-    decoded, latents = infer(networks, some)[:2]
+    some = pictures.rows(np.linspace(0, count - 1, min(count, MEASURED)).astype(np.intp))
+    spread = max(variance(some) / IMAGE_SCALE**2, 1e-9)
+    decoded, latents = infer(networks, some, IMAGE_SCALE)[:2]
     if decoder:
         (decoded,) = infer(decoder, latents)
-    error = float(np.mean(np.square(some - decoded)))
-    return {"pixel_variance": spread, "error": error / spread}
+    return {"pixel_variance": spread, "error": squared_error(some, IMAGE_SCALE, decoded) / spread}
 
 
-def variance(pictures: Float32Array) -> float:
+def variance(pictures: Float32Array | UInt8Array) -> float:
     """Return the variance of pictures [n, ...] about the average picture, averaged over its values."""
-    return float(np.mean(np.var(pictures, axis=0, dtype=np.float64)))
+    rows = pictures.swapaxes(0, 1)  # one row of all pictures at a time, as float64 takes eight times the bytes
+    return float(np.mean([np.var(row, axis=0, dtype=np.float64) for row in rows]))
 
 
 def _sharpen(

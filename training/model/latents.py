@@ -68,12 +68,12 @@ def posteriors(
     encoder: keras.Model, items: npt.NDArray[Any], input_scale: float = 1.0
 ) -> tuple[Float32Array, Float32Array]:
     """Return (mean, sd) of each item's posterior, each float32 [n, latent]; sd is 0 for deterministic encoders."""
-    mean, *log_sd = infer(encoder, items.astype(np.float32) / np.float32(input_scale))
+    mean, *log_sd = infer(encoder, items, input_scale)
     return mean, np.exp(log_sd[0]) if log_sd else np.zeros_like(mean)
 
 
-def infer(network: keras.Model, items: Float32Array) -> list[npt.NDArray[Any]]:
-    """Return each of a network's outputs for all items.
+def infer(network: keras.Model, items: npt.NDArray[Any], input_scale: float = 1.0) -> list[npt.NDArray[Any]]:
+    """Return each of a network's outputs for all items, which it sees in float32, divided by their scale.
 
     The network is called, which keeps all that its layers make: so large pictures are few at a time. `predict` of a
     network that was built for several devices would share the items out among them, and on several machines wait for
@@ -83,9 +83,19 @@ def infer(network: keras.Model, items: Float32Array) -> list[npt.NDArray[Any]]:
     size = min(MOST_ITEMS, max(1, MOST_VALUES // values))
     parts = []
     for at in range(0, len(items), size):
-        outputs = keras.tree.flatten(network(items[at : at + size], training=False))
+        some = items[at : at + size].astype(np.float32) / np.float32(input_scale)
+        outputs = keras.tree.flatten(network(some, training=False))
         parts.append([keras.ops.convert_to_numpy(each) for each in outputs])
     return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+
+def squared_error(items: npt.NDArray[Any], input_scale: float, decoded: Float32Array) -> float:
+    """Return the mean squared error of items, divided by their scale, as they were decoded: in little memory."""
+    sums = [
+        np.sum(np.square(item.astype(np.float32) / np.float32(input_scale) - one), dtype=np.float64)
+        for item, one in zip(items, decoded, strict=True)
+    ]
+    return float(np.sum(sums) / decoded.size)
 
 
 def posterior_variance(sd: Float32Array) -> Float64Array:

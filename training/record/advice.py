@@ -42,17 +42,18 @@ def few_steps(schedule: Schedule, records: Sequence[Record]) -> str:
     steps = schedule.steps * schedule.epochs
     if steps >= FEW_STEPS:
         return ""
-    small = setting_of(schedule.stage, "batch")
+    # Where an epoch is so many minibatches, smaller ones are no more of them.
+    smaller = "" if schedule.epoch_steps else f", or lower {setting_of(schedule.stage, 'batch')} ({schedule.size})"
     return (
         f"{steps:,} steps are few: training counts minibatches, and {FEW_STEPS:,} or more make a model; "
-        f"raise {_epochs(schedule)}, or lower {small} ({schedule.size})"
+        f"raise {_epochs(schedule)}{smaller}"
     )
 
 
 def balance_behind(schedule: Schedule, records: Sequence[Record]) -> str:
     """Gamma is far above the root of the error, so the KL divergence weighs more than it should."""
     last = records[-1]
-    arrives = {"computed": "balance_momentum=.95", "learned": f"{setting_of(schedule.stage, 'balance')}=computed"}
+    arrives = {"computed": "a lower balance_momentum", "learned": f"{setting_of(schedule.stage, 'balance')}=computed"}
     if schedule.balance not in arrives or "gamma" not in last or last["gamma"] <= GAMMA_OVER_ROOT * last["mse"] ** 0.5:
         return ""
     times = last["gamma"] / last["mse"] ** 0.5
@@ -116,7 +117,7 @@ def slowed_too_soon(schedule: Schedule, records: Sequence[Record]) -> str:
     halve = setting_of(schedule.stage, "halve_every")
     return (
         f"the error still fell by {fell:.0%} in the last quarter, when the rate had been halved already: "
-        f"raise {halve} and {_epochs(schedule)}, or give it more --minutes"
+        f"raise {halve} and {_epochs(schedule)}, or, without a recipe, --minutes"
     )
 
 

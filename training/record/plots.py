@@ -188,8 +188,8 @@ def _has(stage: list[Record], name: str) -> bool:
 
 
 def _curve(axis: Axes, stage: list[Record], name: str, **options: Any) -> None:
-    epochs = [record["epoch"] for record in stage]
-    values = [record[name] for record in stage]
+    having = [record for record in stage if name in record]  # pictures to validate with may have come later
+    epochs, values = [record["epoch"] for record in having], [record[name] for record in having]
     axis.plot(epochs, values, **{"color": USED, "clip_on": False, **_marks(epochs), **options})
 
 

@@ -102,7 +102,9 @@ class ProgressDisplay(Progress):
         self.lined = now
         epoch = f"stage {schedule.stage} epoch {record['epoch']}/{schedule.epochs}"
         speed = f"{record['images_per_second']:,.0f} images/s"
-        left = (schedule.epochs - record["epoch"]) * schedule.images / record["images_per_second"]
+        left = (
+            (schedule.epochs - record["epoch"]) * schedule.images / max(record["images_per_second"], 0.05)
+        )  # which is rounded
         self.note(f"{epoch}  {speed}  ETA {left / 60:,.1f} min  {_numbers(record)}{self.active}")
 
     def note(self, text: str) -> None:

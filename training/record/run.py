@@ -21,6 +21,7 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -96,18 +97,33 @@ class Run(Documents):
                 another process is training in it.
             WriteError: the folder cannot be written to.
         """
-        ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
-        if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
+        self.check_ours()
         busy = f"another process is training in {self.path}; wait for it, or choose another --out"
         with self.locked("lock", busy):
             if self.begun:
                 recipe = self._extended(recipe, data, start)
             else:
+                self._clear()
                 versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
                 config = {"recipe": recipe.to_dict(), "data": data, "backend": _backend(), "versions": versions}
                 write_json(self.path / "config.json", config | ({"from": start} if start else {}))
             yield recipe
+
+    def check_ours(self) -> None:
+        """Raise RunError where the folder holds other things than a run."""
+        ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
+        if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
+
+    def _clear(self) -> None:
+        """Remove what an attempt left that was given up before anything was saved: it would pass for this run's."""
+        for name in ("figures", "samples", "snapshots", "tensorboard"):
+            if (self.path / name).exists():
+                shutil.rmtree(self.path / name)
+        files = [self.path / name for name in ("diagnostics.json", "history.jsonl", "metrics.json", "trace.jsonl")]
+        later = [path for stage in (2, 3) for path in (self.network_path(stage), self._state(stage))]
+        for path in (*files, *later, *(self.prior_path(name) for name in PRIORS)):
+            path.unlink(missing_ok=True)
 
     @property
     def begun(self) -> bool:
@@ -146,11 +162,15 @@ class Run(Documents):
         recipe = self.recipe
         priors = (*recipe.priors, *(name for name in wanted.priors if name not in recipe.priors))
         wanted = replace(wanted, name=recipe.name, priors=priors)
+        if self.network_path(1).exists() and wanted.epochs == recipe.epochs:
+            wanted = replace(wanted, warm_up=recipe.warm_up)  # it is over
         before, now = recipe.to_dict(), wanted.to_dict()
         for key in now:
             if before[key] != now[key] and not self._may_change(key, before[key], now[key]):
                 fewer = " to fewer" if key in _MORE else ""
                 anew = ", or delete sharpened.keras and state/stage3.npz there to sharpen anew" if key in _THIRD else ""
+                if key in _SECOND:
+                    anew = ", or delete stage2.keras and state/stage2.npz there to train stage 2 anew"
                 raise RunError(
                     f"{self.path} holds another run: {key} is {text(before[key])} there and {text(now[key])} here, "
                     f"and cannot change{fewer}; choose another --out or the same settings{anew}"
@@ -178,6 +198,9 @@ class Run(Documents):
         # Or it was sharpened on samples of another prior than those it is to decode.
         if (changed and not more) or _best(wanted.priors) != _best(recipe.priors):
             self._discard(3)
+        if "second-stage" in recipe.priors and not (self.network_path(2).exists() or self._state(2).exists()):
+            self._discard(2)  # whoever deleted it trains it anew
+            self._discard(3)
         if not self.sharpened:
             self._forget_metrics(3)
         if wanted != recipe:
@@ -192,8 +215,6 @@ class Run(Documents):
             return True
         if key in _MORE:
             return bool(now > before)
-        if key == "warm_up" and self.network_path(1).exists():
-            return True  # it is over
         return key in _KEPT or (key == "gmm_components" and not self.prior_path("gmm").exists())
 
     def _reopen(self, stage: int) -> None:
@@ -234,6 +255,12 @@ class Run(Documents):
             if kept != self.metrics:
                 write_json(self.path / "metrics.json", kept)
 
+    @property
+    def versions(self) -> dict[str, int]:
+        """When each stage's networks were written, by the names of their files: another time, other networks."""
+        paths = [path for path in map(self.network_path, (1, 2, 3)) if path.exists()]
+        return {path.name: path.stat().st_mtime_ns for path in paths}
+
     def append(self, record: Record, name: str = "history") -> None:
         """Add an epoch's record to history.jsonl, or one to trace.jsonl. Do so before saving a state beyond it."""
         append_line(self.path / f"{name}.jsonl", json.dumps(record))
@@ -270,27 +297,36 @@ class Run(Documents):
         Raises:
             RunError: the state is damaged or belongs to other networks.
         """
-        path = self._state(stage)
-        if not path.exists():
+        if not self._state(stage).exists():
             return None
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                if len(arrays.files) != len(variables) + 1:
-                    raise ValueError(f"{len(arrays.files) - 1} arrays instead of {len(variables)}")
-                for index, variable in enumerate(variables):
-                    variable.assign(arrays[f"{index:05d}"])
-                return Position.from_json(arrays["position"].tobytes())
-        except Exception as error:  # zipfile, zlib, numpy and Keras each have their own for broken bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunError(f"cannot resume from {path}: {reason}; delete it to train stage {stage} anew") from None
+        with self._readable(stage), np.load(self._state(stage), allow_pickle=False) as arrays:
+            if len(arrays.files) != len(variables) + 1:
+                raise ValueError(f"{len(arrays.files) - 1} arrays instead of {len(variables)}")
+            for index, variable in enumerate(variables):
+                variable.assign(arrays[f"{index:05d}"])
+            return Position.from_json(arrays["position"].tobytes())
 
     def saved_position(self, stage: int) -> Position | None:
-        """Return the position of a stage's saved state; None if there is none."""
-        try:
-            with np.load(self._state(stage), allow_pickle=False) as arrays:
-                return Position.from_json(arrays["position"].tobytes())
-        except FileNotFoundError:
+        """Return the position of a stage's saved state; None if there is none.
+
+        Raises:
+            RunError: the state is damaged.
+        """
+        if not self._state(stage).exists():
             return None
+        with self._readable(stage), np.load(self._state(stage), allow_pickle=False) as arrays:
+            return Position.from_json(arrays["position"].tobytes())
+
+    @contextmanager
+    def _readable(self, stage: int) -> Iterator[None]:
+        """Raise RunError where a block cannot read a stage's state."""
+        try:
+            yield
+        except Exception as error:  # zipfile, zlib, numpy and Keras each have their own for broken bytes
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunError(
+                f"cannot resume from {self._state(stage)}: {reason}; delete it to train stage {stage} anew"
+            ) from None
 
     def _state(self, stage: int) -> Path:
         return self.path / "state" / f"stage{stage}.npz"
