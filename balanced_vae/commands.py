@@ -52,18 +52,24 @@ def _run(command: str, *packages: str) -> NoReturn:
         sys.stdout = io.TextIOWrapper(
             binary, sys.stdout.encoding, sys.stdout.errors, line_buffering=sys.stdout.isatty()
         )
-    sys.exit(import_module(command).main())
+    try:
+        sys.exit(import_module(command).main())
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()  # what cannot be written is said here, and not as the interpreter ends
 
 
 class _Output(io.FileIO):
     """Stdout, whose reader may leave before the end, as `head` does: then the command ends, as the shell's own do.
 
-    The commands catch OSError where they read and write files; this is none of theirs.
+    The commands catch OSError where they read and write files; this is none of theirs, nor is a disk that is full.
     """
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for what is still in the buffer
-            sys.exit(128 + signal.SIGPIPE)
+            if isinstance(error, BrokenPipeError):
+                sys.exit(128 + signal.SIGPIPE)
+            sys.exit(f"Error: cannot write to stdout: {error.strerror or error}")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from serve.stop import StopRequest
 
 MOST = 10**12  # samples of one job
+MOST_CELLS = 10_000  # pictures on a contact sheet, which are in memory at once
 MOST_STEPS, MOST_TEMPERATURES = 256, 16  # pictures of a sweep are in memory at once, and seen at once
 
 
@@ -28,9 +29,10 @@ def _grid(context: click.Context, parameter: click.Parameter, value: str | None)
     if value is None:
         return None
     match = re.fullmatch(r"(\d{1,3})x(\d{1,3})", value)
-    if not match or "0" in match.groups():
-        raise click.BadParameter(f"COLUMNSxROWS, such as 10x10. Received: {value!r}")
-    return int(match[1]), int(match[2])
+    columns, rows = map(int, match.groups()) if match else (0, 0)
+    if not 0 < columns * rows <= MOST_CELLS:
+        raise click.BadParameter(f"COLUMNSxROWS of up to {MOST_CELLS:,} pictures, such as 10x10. Received: {value!r}")
+    return columns, rows
 
 
 def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:

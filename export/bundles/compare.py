@@ -50,7 +50,7 @@ class Difference:
             return f"{first} and {second} make the same {self.samples:,} samples, byte for byte"
         same = "make the same samples, but for rounding" if self.worst == 1 else "make different samples"
         text = (
-            f"{first} and {second} {same}: {self.mean:.2g} grey levels apart on average, {self.worst} at most, "
+            f"{first} and {second} {same}: {self.mean:.3g} grey levels apart on average, {self.worst} at most, "
             f"{self.share:.2%} of values differ (over {self.samples:,} samples)"
         )
         if self.distance is not None and self.shift is not None:

@@ -52,6 +52,7 @@ model_warmup {{
   batch_size: {batch}
   inputs {{ key: "noise" value {{ data_type: TYPE_FP32 dims: [ {size} ] random_data: true }} }}
 }}"""
+NAMES = re.compile(r"balanced-vae/bundles: .*")
 SERVICE = """\
 apiVersion: serving.kserve.io/v1beta1
 kind: InferenceService
@@ -85,6 +86,8 @@ spec:
 def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> list[Path]:
     """Write a model folder for each bundle, and the KServe YAML beside the repository; return what was written.
 
+    Of a YAML that is there already, only the list of models is changed.
+
     Args:
         bundles: Models; each is served by its card's name.
         folder: The repository; made where it is not there.
@@ -100,7 +103,9 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
     homes = [folder / name for name in names]
     resource = folder.with_name(f"{folder.name}-kserve.yaml")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".part-{folder.name}-") as temporary:
+    # Beside the repository, as Triton takes what is in it for models; but names change within one file system alone.
+    staging = folder if folder.is_mount() else folder.parent
+    with tempfile.TemporaryDirectory(dir=staging, prefix=f".part-{folder.name}-") as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
         for bundle in bundles:
             version = new / bundle.card.name / "1"
@@ -113,9 +118,19 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
         for home in homes:
             if home.exists():
                 home.rename(old / home.name)
-            (new / home.name).rename(home)
+            try:
+                (new / home.name).rename(home)
+            except BaseException:
+                if (old / home.name).exists():
+                    (old / home.name).rename(home)
+                raise
+    served = sorted(path.parent for path in folder.glob("*/config.pbtxt"))
+    # Whoever filled it in keeps it: only what it names changes.
+    text = service(folder.name, served)
+    if resource.exists():
+        text = NAMES.sub(NAMES.findall(text)[0], resource.read_text())
     with replacing(resource) as part:
-        part.write_text(service(folder.name, homes))
+        part.write_text(text)
     return [*homes, resource]
 
 

@@ -83,18 +83,18 @@ def describe(report: dict[str, Any], found: dict[str, Any]) -> str:
         f"  {report['checker']}: well formed, opset {report['opset']}, {sum(report['operators'].values())} nodes, "
         "ONNX's own operators only, one file",
         f"  against {report['against']} in batches of {batches}: at most {worst} grey levels apart, "
-        f"{mean:.2g} on average",
+        f"{mean:.3g} on average",
         f"  the same bytes in batches of {', '.join(map(str, report['same_bytes_in_batches']))}, and on 1 and 2 "
         f"threads; no NaN or infinity with noise {report['finite_to_sigma']:g} times as large",
     ]
     if report.get("fast"):  # bundles of older versions have none
         each = (
-            f"{numbers} {apart['mean']:.2g} on average, {apart['max']} at most"
+            f"{numbers} {apart['mean']:.3g} on average, {apart['max']} at most"
             for numbers, apart in report["fast"].items()
         )
         lines.append(f"  fast arithmetic against exact, grey levels: {'; '.join(each)}")
     if found:
-        text = f"  against fp32: {found['mean']:.2g} grey levels on average, {found['worst']} at most, over "
+        text = f"  against fp32: {found['mean']:.3g} grey levels on average, {found['worst']} at most, over "
         text += f"{found['samples']:,} samples"
         if found.keys() >= {"distance", "shift"}:
             text += f"; Frechet distance {found['distance']:.2f}, changed by {found['shift']:+.2%}"

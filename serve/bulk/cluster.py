@@ -112,10 +112,10 @@ class Cluster:
                 files = job.files if count is None else -(-count // job.shard)
                 for receipt in self._receipts(ray, job, place, files):
                     if receipt is None:
-                        done(0, 0)
+                        done(0, 0, True)
                     else:
                         kept.add(receipt)
-                        done(receipt.count, receipt.bytes)
+                        done(receipt.count, receipt.bytes, receipt.made)
             except ray.exceptions.RayTaskError as error:
                 raise JobError(str(error.cause)) from None
             except ray.exceptions.RayError as error:

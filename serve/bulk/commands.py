@@ -41,9 +41,9 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     kept = stack.enter_context(run.held(job, store, wanted.mix, part if wanted.part else None))
     report = Report(wanted.reporting, f"{source.name} seed {job.seed}", -(-job.count // parts))
 
-    def done(more: int, size: int) -> None:
+    def done(more: int, size: int, made: bool) -> None:
         stop.check()
-        report.more(more, size)
+        report.more(more, size, made)
 
     with report.running():
         if isinstance(source, Cluster):
@@ -60,7 +60,7 @@ def fill(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     if isinstance(source, Cluster):
         return
     if wanted.grid or (wanted.show and not looking):
-        sheet = f"{wanted.out.rstrip('/')}/{run.grid(job, source, store, *(wanted.grid or (10, 10)))}"
+        sheet = f"{wanted.out.rstrip('/')}/{run.grid(job, source, store, *(wanted.grid or (10, 10)), stop.check)}"
         report.say(f"contact sheet: {sheet}", sheet=sheet)
     if looking:
         _show(looking, wanted, job.count, source, stop)
@@ -103,7 +103,10 @@ def sweep(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
 def pipe(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
     """Write a tar to stdout."""
     from serve.bulk.run import tar_stream
+    from serve.errors import JobError
 
+    if sys.stdout is None:
+        raise JobError("--out - writes to stdout, and that is closed")
     model = _model(wanted, stack, stop)
     job = _job(replace(wanted, kind="webdataset"), model)
     for data in tar_stream(job, model):
@@ -147,13 +150,14 @@ def verify(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
         missing=found.missing,
         wrong=found.wrong[:100],
     )
+    bad = [f"{found.missing:,} files are missing, such as {found.absent}"] if found.missing else []
     if found.wrong:
-        bad = found.tried - found.same - found.near
-        raise JobError(
-            f"of its files {found.missing:,} are missing, and of those that were made again {bad:,} are missing, "
-            f"damaged or other pictures, such as {found.wrong[0]}; remove these, and make them again by the command "
-            "that made them"
+        bad.append(
+            f"{len(found.wrong):,} of those that were made again are damaged or other pictures, such as "
+            f"{found.wrong[0]}: remove these"
         )
+    if bad:
+        raise JobError(f"{'; '.join(bad)}; the command that made {place} makes what is missing")
 
 
 def _looking(wanted: Wanted) -> screen.Screen | None:

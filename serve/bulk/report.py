@@ -28,7 +28,7 @@ class Report:
         self._way, self._label, self._total = way, label, total
         self._out = sys.stdout  # of this command, whatever a library makes of it meanwhile
         self._began = self._said = time.monotonic()
-        self._done = self._bytes = 0
+        self._done = self._made = self._bytes = 0
         self._bar: Any = None
         self._task: Any = None
 
@@ -53,10 +53,12 @@ class Report:
             self._task = self._bar.add_task(self._label, total=self._total, speed="")
             yield
 
-    def more(self, count: int, size: int) -> None:
-        """Count samples that are kept, and their bytes."""
+    def more(self, count: int, size: int, made: bool = True) -> None:
+        """Count samples that are kept, and the bytes of those that were made now, whose rate is shown."""
         self._done += count
-        self._bytes += size
+        if made:
+            self._made += count
+            self._bytes += size
         if self._bar is not None and count:
             rates = self._rates()
             speed = f"{rates['images_per_second']:,.0f} images/s {rates['megabytes_per_second']:,.1f} MB/s"
@@ -87,7 +89,7 @@ class Report:
         seconds = max(time.monotonic() - self._began, 1e-9)
         return {
             "seconds": round(seconds, 3),
-            "images_per_second": round(self._done / seconds, 1),
+            "images_per_second": round(self._made / seconds, 1),
             "megabytes_per_second": round(self._bytes / seconds / 1e6, 2),
         }
 

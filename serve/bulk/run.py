@@ -29,7 +29,7 @@ from serve.model import GenerativeModel, Images
 GRID = "grid.png"
 AHEAD = 8  # batches that may wait to be encoded and put: bounds memory
 
-Done = Callable[[int, int], None]  # how many more samples there are, and their bytes
+Done = Callable[[int, int, bool], None]  # how many more samples there are, their bytes, whether they were made now
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def complete(
     job: Job,
     model: GenerativeModel,
     store: Store,
-    done: Done = lambda count, size: None,
+    done: Done = lambda count, size, made: None,
     *,
     count: int | None = None,
     part: int = 0,
@@ -114,7 +114,7 @@ def complete(
         job: As `held` gives it.
         model: Makes the samples.
         store: Where.
-        done: Called with how many more samples were there, or are made and encoded, and in between with (0, 0). It may
+        done: Called with how many more samples were there, or are made and encoded, and in between with none. It may
             raise, to end the job.
         count: How many samples of the job; None for all.
         part: Which of so many parts to make: of the groups of files, every parts-th.
@@ -166,14 +166,27 @@ def tar_stream(job: Job, model: GenerativeModel) -> Iterator[bytes]:
     yield formats.END_OF_TAR
 
 
-def grid(job: Job, model: GenerativeModel, store: Store, columns: int, rows: int) -> str:
+def grid(
+    job: Job, model: GenerativeModel, store: Store, columns: int, rows: int, check: Callable[[], None] = lambda: None
+) -> str:
     """Put a contact sheet of the job's first samples into its store, held; return its name.
+
+    Args:
+        job: What is wanted.
+        model: Makes the samples.
+        store: Where.
+        columns: Of the sheet.
+        rows: Of the sheet.
+        check: Called now and then. It may raise, to end this.
 
     Raises:
         JobError: it cannot be written.
     """
     count = min(columns * rows, job.count)
-    cells = [images for _, images in model.stream(job.seed, job.start, count, job.temperature)]
+    cells = []
+    for _, images in model.stream(job.seed, job.start, count, job.temperature):
+        check()
+        cells.append(images)
     store.put(GRID, contact_sheet(np.concatenate(cells), min(columns, count)))
     return GRID
 
@@ -213,17 +226,18 @@ class _Puts:
     def found(self, receipt: Receipt) -> None:
         """Count what was there."""
         self.kept.add(receipt)
-        self._done(receipt.count, receipt.bytes)
+        self._done(receipt.count, receipt.bytes, receipt.made)
 
     def wait(self, most: int) -> None:
         """Wait until at most so many are left."""
         while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
             result = self._waiting.popleft().result()
             if not isinstance(result, Receipt):  # of a shard, which may be minutes from its end
-                self._done(len(result), sum(map(len, result)) if isinstance(result, list) else result.nbytes)
+                size = sum(map(len, result)) if isinstance(result, list) else result.nbytes
+                self._done(len(result), size, True)
             elif result.sha256:  # its batches were counted
                 self.kept.add(result)
-                self._done(0, 0)
+                self._done(0, 0, True)
             else:
                 self.found(result)
 
@@ -318,6 +332,8 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
     kept = replace(job, count=max(job.count, there))
     if kept == before:
         return kept
+    if kept.tagged:
+        store.remove(README)  # until all of it is there
     for name in store.walk():
         if kept.tagged:
             # The last shard of a job that was shorter; in a folder below, or of another range, it is another job's.

@@ -77,8 +77,10 @@ def open_store(place: str) -> Store:
     """Return the store at a path or URL.
 
     Raises:
-        JobError: pyarrow, which knows such URLs, is not installed, or does not know this one.
+        JobError: pyarrow, which knows such URLs, is not installed, or does not know this one; or it is a path's.
     """
+    if place.startswith("file:"):
+        raise JobError(f"a folder of this machine is named by its path alone. Received: {place}")
     return Remote(place) if URL.match(place) else Folder(Path(place))
 
 

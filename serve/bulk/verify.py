@@ -23,19 +23,21 @@ class Verdict:
 
     Attributes:
         files: That there should be.
-        tried: That were made again.
+        tried: That were made again, of those that are there.
         same: Of these, those that are the same bytes.
         near: Those whose pictures are the same to one grey level.
+        wrong: Names of the others of these: they are damaged, or hold other pictures.
         missing: Of all files, those that are not there.
-        wrong: Names of those that are damaged, or other pictures; or else of one that is missing.
+        absent: The name of one of these.
     """
 
     files: int
     tried: int
     same: int
     near: int
-    missing: int
     wrong: list[str]
+    missing: int
+    absent: str
 
 
 def verify(
@@ -67,12 +69,14 @@ def verify(
             raise JobError(f"{store} was made with the {what} {wanted}. Received: {received}; name that one")
     missing = job.files - sum(map(job.has, store.walk()))
     count = max(1, round(fraction * job.files))
-    same = near = 0
+    every = range(job.files)
+    some = every if count == len(every) else sorted((chance or random.SystemRandom()).sample(every, count))
+    tried = same = near = 0
     wrong = []
-    for number in sorted((chance or random.SystemRandom()).sample(range(job.files), count)):
-        file = job.file(number)
+    for file in map(job.file, some):
         data = store.read(file.name)
         if data is not None:
+            tried += 1
             parts, made = [], []
             for _, images in model.stream(job.seed, file.first, file.count, job.temperature):
                 parts.append(formats.encoded(job, images))
@@ -84,11 +88,10 @@ def verify(
             else:
                 wrong.append(file.name)
         elif file.name in store.names(file.name.rpartition("/")[0]):
+            tried += 1
             wrong.append(file.name)  # there is nothing to read, as of a link to nowhere
         done(file.count)
-    if missing and not wrong:
-        wrong.append(_first_missing(job, store))
-    return Verdict(job.files, count, same, near, missing, wrong)
+    return Verdict(job.files, tried, same, near, wrong, missing, _first_missing(job, store) if missing else "")
 
 
 def _first_missing(job: Job, store: Store) -> str:

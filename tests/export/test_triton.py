@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,48 @@ def test_a_repository_holds_what_the_bundles_are(bundle: Bundle, tmp_path: Path)
     assert resource["metadata"]["annotations"] == {"balanced-vae/bundles": "faces,other.v2"}
     model = resource["spec"]["predictor"]["model"]
     assert (model["protocolVersion"], model["ports"][0]["containerPort"]) == ("v2", 9000)
+
+
+def test_what_was_filled_in_stays_and_all_models_are_named(bundle: Bundle, tmp_path: Path) -> None:
+    write_repository([bundle], tmp_path / "models", force=False)
+    resource = tmp_path / "models-kserve.yaml"
+    resource.write_text(resource.read_text().replace("REPLACE-ME", "s3://mine/models"))
+    write_repository([named(bundle, "another")], tmp_path / "models", force=False)
+    said = yaml.safe_load(resource.read_text())
+    assert said["metadata"]["annotations"] == {"balanced-vae/bundles": "another,faces"}
+    assert said["spec"]["predictor"]["model"]["storageUri"] == "s3://mine/models"
+
+
+def test_a_model_that_cannot_be_replaced_stays(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_repository([bundle], tmp_path / "models", force=False)
+    rename, asked = Path.rename, []
+
+    def fails_once(path: Path, target: Path) -> Path:
+        asked.append(target)
+        if len(asked) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_once)
+    with pytest.raises(OSError, match="Input/output"):
+        write_repository([dataclasses.replace(bundle, digest="newer")], tmp_path / "models", force=True)
+    assert bundle.digest in (tmp_path / "models" / "faces" / "config.pbtxt").read_text()
+
+
+def test_the_folder_may_be_a_mount(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a container's volume: names change within one file system alone."""
+    (tmp_path / "models").mkdir()
+    rename = Path.rename
+
+    def within(path: Path, target: Path) -> Path:
+        if (tmp_path / "models" in path.parents) != (tmp_path / "models" in target.parents):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "models")
+    monkeypatch.setattr(Path, "rename", within)
+    write_repository([bundle], tmp_path / "models", force=False)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["faces"]
 
 
 def test_the_folder_may_be_the_one_at_hand(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from serve import load
@@ -113,6 +115,10 @@ def test_a_job_that_grows_has_no_sample_twice(kind: str, smoke_bundle: Path, tmp
     before = contents(tmp_path / "grown")
     assert "0 made" in sample(smoke_bundle, tmp_path / "grown", *words, n=50).stdout
     assert contents(tmp_path / "grown") == before
+    # Until all of it is there, no page says how many there are.
+    part = sample(smoke_bundle, tmp_path / "grown", *words, "--part", "0/2", n=190)
+    assert part.returncode == 0, part.stderr
+    assert not (tmp_path / "grown" / "README.md").exists()
 
 
 @pytest.mark.parametrize("kind", ["png", *SHARDED])
@@ -141,7 +147,11 @@ def test_a_damaged_shard_is_made_again(kind: str, smoke_bundle: Path, tmp_path: 
     (out / three).write_bytes(good[four])  # whole, but of other samples: as many, so only --verify tells
     result = sample(smoke_bundle, out, *words)
     assert "50 made" in result.stdout
-    assert_clear_error(verify(smoke_bundle, out, "--fraction", 1), "1 are missing, damaged or other pictures", three)
+    assert_clear_error(
+        verify(smoke_bundle, out, "--fraction", 1),
+        "Error: 1 of those that were made again are damaged or other pictures",
+        three,
+    )
 
 
 def verify(bundle: Path, place: object, *words: object, **settings: Any) -> subprocess.CompletedProcess[str]:
@@ -158,9 +168,14 @@ def test_verify_tells_what_a_folder_is(kind: str, smoke_bundle: Path, tmp_path: 
     assert f"{files} files; of {files // 2} that were made again, {files // 2} are the same bytes" in result.stdout
     path = sorted(out.glob("0*"))[3]
     path.unlink()
-    assert_clear_error(verify(smoke_bundle, out), "of its files 1 are missing")
+    result = verify(smoke_bundle, out, "--fraction", 1)
+    assert f"of {files - 1} that were made again, {files - 1} are the same bytes" in result.stdout
+    assert_clear_error(result, f"Error: 1 files are missing, such as {path.name}; the command that made {out} makes")
     path.symlink_to(tmp_path / "nowhere")
-    assert_clear_error(verify(smoke_bundle, out, "--fraction", 1), "1 are missing, damaged", path.name)
+    other = sorted(out.glob("0*"))[5]
+    other.unlink()
+    result = verify(smoke_bundle, out, "--fraction", 1)
+    assert_clear_error(result, f"1 files are missing, such as {other.name}; 1 of those", f"such as {path.name}: remove")
 
 
 def test_verify_allows_a_grey_level_and_no_more(smoke_bundle: Path, tmp_path: Path) -> None:
@@ -212,6 +227,32 @@ def test_several_processes_make_a_job_together(smoke_bundle: Path, tmp_path: Pat
     assert contents(out) == contents(tmp_path / "once")
 
 
+def test_parts_of_single_pictures_are_about_as_many(smoke_bundle: Path, tmp_path: Path) -> None:
+    """In one folder of 10,000, or in several."""
+    words = ["--start", 9_970, "--part"]
+    for part, made in (("0/3", 16), ("1/3", 17), ("2/3", 17), ("2/3", 0)):  # of 30 in one folder, and 20 in the next
+        assert f"{made} made" in sample(smoke_bundle, tmp_path / "out", *words, part, n=50).stdout
+    assert "0 made, 50 were there" in sample(smoke_bundle, tmp_path / "out", "--start", 9_970, n=50).stdout
+
+
+@settings(deadline=None)
+@given(
+    start=st.integers(0, 10**5),
+    count=st.integers(1, 30_000),
+    parts=st.integers(1, 60),
+    kind=st.sampled_from(["png", "npy"]),
+)
+def test_parts_are_all_of_it_once(start: int, count: int, parts: int, kind: str) -> None:
+    job = make("m", "d", "exact", start=start, count=count, kind=kind)
+    shares = [[number for group in job.groups(part, parts) for number in group] for part in range(parts)]
+    assert sorted(number for share in shares for number in share) == list(range(job.files))
+    if kind == "png":
+        folders = [{job.file(number).name.rpartition("/")[0] for number in group} for group in job.groups(0, parts)]
+        assert all(len(each) <= 1 for each in folders)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 2 * 10_000
+        assert all(shares) or count < parts
+
+
 def test_whoever_is_alone_waits_for_no_part(smoke_bundle: Path, tmp_path: Path) -> None:
     out, words = tmp_path / "out", ["--batch", 1, "--format", "npy", "--shard", 50]
     full = [BIN / "sample-cli", "--model", smoke_bundle, "--out", out, "--n", 20_000, *words, "--part", "1/2"]
@@ -239,6 +280,16 @@ def test_a_pipe_takes_a_tar(images: Any, smoke_bundle: Path) -> None:
     np.testing.assert_array_equal(np.stack(found), images)
     cut = subprocess.run(f"{' '.join(map(str, words))} | head -c 1000", shell=True, capture_output=True)
     assert (len(cut.stdout), cut.stderr) == (1000, b"")
+    closed = subprocess.run(f"{' '.join(map(str, words))} >&-", shell=True, capture_output=True, text=True)
+    assert_clear_error(closed, "--out - writes to stdout, and that is closed")
+
+
+@pytest.mark.parametrize("words", [("--out", "-"), ("--out", "out"), ("--out", "out", "--json"), ("--version",)])
+def test_a_full_disk_behind_stdout_is_one_line(words: tuple[str, ...], smoke_bundle: Path, tmp_path: Path) -> None:
+    full = [str(BIN / "sample-cli"), "--model", str(smoke_bundle), "--n", "200", *words]
+    with open("/dev/full", "w") as disk:
+        result = subprocess.run(full, stdout=disk, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, "Error: cannot write to stdout: No space left on device\n")
 
 
 def test_programs_read_lines_of_json(smoke_bundle: Path, tmp_path: Path) -> None:
@@ -246,6 +297,8 @@ def test_programs_read_lines_of_json(smoke_bundle: Path, tmp_path: Path) -> None
     *_, end, sheet = map(json.loads, result.stdout.splitlines())
     assert (end["event"], end["made"], end["found"]) == ("end", 100, 0)
     assert sheet["sheet"] == f"{tmp_path / 'out'}/grid.png"
+    again = json.loads(sample(smoke_bundle, tmp_path / "out", "--json").stdout.splitlines()[-1])
+    assert (again["made"], again["found"], again["images_per_second"]) == (0, 100, 0)
     assert sample(smoke_bundle, tmp_path / "quiet", "--quiet").stdout == ""
     words = ("sample-cli", "--server", "127.0.0.1:1", "--wait", 1, "--n", 1, "--quiet", "--out", tmp_path / "none")
     (line,) = command(*words).stderr.splitlines()
@@ -330,7 +383,7 @@ def test_an_object_that_was_cut_is_made_again(bucket: str, smoke_bundle: Path) -
     good = store.read(name)
     assert good is not None
     store.put(name, good[:-10])
-    assert_clear_error(verify(smoke_bundle, place, "--fraction", 1), "1 are missing, damaged", name)
+    assert_clear_error(verify(smoke_bundle, place, "--fraction", 1), "1 of those that were made again", name)
     assert "50 made" in sample(smoke_bundle, place, *words).stdout
     assert store.read(name) == good
 
@@ -339,3 +392,4 @@ def test_a_store_that_does_not_answer_is_one_line(smoke_bundle: Path) -> None:
     place = "s3://pictures/a?endpoint_override=127.0.0.1:1&scheme=http&connect_timeout=1&request_timeout=1"
     assert_clear_error(sample(smoke_bundle, place, "--format", "npy"), "cannot", "s3://pictures/a")
     assert_clear_error(sample(smoke_bundle, "nowhere://x", "--format", "npy"), "nowhere://x")
+    assert_clear_error(sample(smoke_bundle, "file:///tmp/x", "--format", "npy"), "named by its path alone")
