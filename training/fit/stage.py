@@ -19,7 +19,7 @@ from training.errors import Diverged
 from training.fit import devices
 from training.fit.batches import Epoch
 from training.fit.execution import Execution
-from training.fit.stop import Stopped, StopRequest
+from training.fit.stop import StopRequest
 from training.model.autoencoder import Autoencoder, xla
 from training.model.latents import infer, latent_summary, posterior_variance, posteriors, squared_error
 from training.record.run import Run
@@ -76,34 +76,28 @@ def train_stage(
 
     traced = _traced(steps) if schedule.stage == 1 else []
     saved = time.monotonic()
-    with stop.deferring():
-        while at.epoch < schedule.epochs:
-            began = time.monotonic()
-            end = next((step for step in traced if step > at.step), steps) if at.epoch == 0 else steps
-            piece = _Piece(schedule, at, size, observer, stop, until=saved + execution.save_every)
-            epoch = Epoch(schedule, data.batch, at.epoch, at.step, end)
-            logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
-            if bits := int(logs["non_finite"][-1]):
-                _diverged(" and ".join(name for i, name in enumerate(model.TERMS) if bits >> i & 1), schedule, at, run)
-            means = {name: values[-1] for name, values in logs.items()}
-            at = at.after(piece.steps, means, time.monotonic() - began)
-            if at.epoch == 0 and at.step in traced:
-                run.append({"step": at.step, "latent_variance": _variance(model, data, schedule, 200)}, "trace")
-            if at.step == steps:
-                record = _record(model, data, schedule, at, steps * size, validation)
-                run.append(record)
-                observer.epoch(schedule, record)
-                at = Position(at.epoch + 1)
-            if (
-                stop.signal is not None
-                or time.monotonic() > saved + execution.save_every
-                or at.epoch == schedule.epochs
-            ):
-                _check_weights(variables, schedule, at, run)
-                run.save_state(schedule.stage, variables, at)
-                saved = time.monotonic()
-            if stop.signal is not None:
-                raise Stopped(stop.signal)
+    while at.epoch < schedule.epochs:
+        began = time.monotonic()
+        end = next((step for step in traced if step > at.step), steps) if at.epoch == 0 else steps
+        piece = _Piece(schedule, at, size, observer, stop, until=saved + execution.save_every)
+        epoch = Epoch(schedule, data.batch, at.epoch, at.step, end)
+        logs = model.fit(epoch, shuffle=False, verbose=0, callbacks=[piece]).history
+        if bits := int(logs["non_finite"][-1]):
+            _diverged(" and ".join(name for i, name in enumerate(model.TERMS) if bits >> i & 1), schedule, at, run)
+        means = {name: values[-1] for name, values in logs.items()}
+        at = at.after(piece.steps, means, time.monotonic() - began)
+        if at.epoch == 0 and at.step in traced:
+            run.append({"step": at.step, "latent_variance": _variance(model, data, schedule, 200)}, "trace")
+        if at.step == steps:
+            record = _record(model, data, schedule, at, steps * size, validation)
+            run.append(record)
+            observer.epoch(schedule, record)
+            at = Position(at.epoch + 1)
+        if stop.signal is not None or time.monotonic() > saved + execution.save_every or at.epoch == schedule.epochs:
+            _check_weights(variables, schedule, at, run)
+            run.save_state(schedule.stage, variables, at)
+            saved = time.monotonic()
+        stop.check()
 
 
 class _Rate(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # Keras ships no types

@@ -20,15 +20,17 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into Stopped.
+    """Notes SIGINT and SIGTERM, for work that looks whether one came; a second signal ends the process at once.
 
-    Stopped is raised at once, as most work is simply done again by the next call, and no file is ever half written.
-    Within `deferring` a signal is only noted in `signal`, for code that saves first. A second signal ends the process.
+    To raise from the handler itself is not safe: within TensorFlow's and JAX's own callbacks it crashes the process, or
+    is lost.
+
+    Attributes:
+        signal: The one that came, or None.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.deferred = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -36,28 +38,17 @@ class StopRequest:
         before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
-            self._check()
+            self.check()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    @contextmanager
-    def deferring(self) -> Iterator[None]:
-        """Only note signals during a block, which has to look at `signal` wherever it can save."""
-        self.deferred = True
-        try:
-            yield
-        finally:
-            self.deferred = False
-        self._check()
+    def check(self) -> None:
+        """Raise Stopped if a signal came. Whatever was not finished is simply done again by the next call."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        if not self.deferred:
-            raise Stopped(number)
-
-    def _check(self) -> None:
-        if self.signal is not None:
-            raise Stopped(self.signal)

@@ -45,12 +45,17 @@ MEASURED = 1000  # pictures that it is compared with
 CHUNK = 2**27  # bytes of pictures that are encoded at a time, and no more than 5000
 
 
-def encode(encoder: keras.Model, dataset: Dataset) -> Posteriors:
-    """Return the posteriors of all pictures, and of their mirror images where those belong to the data."""
+def encode(encoder: keras.Model, dataset: Dataset, stop: StopRequest) -> Posteriors:
+    """Return the posteriors of all pictures, and of their mirror images where those belong to the data.
+
+    Raises:
+        Stopped: `stop` had a signal.
+    """
     count, parts = len(dataset), []
     size = max(1, min(5000, CHUNK // math.prod(dataset.images.shape[1:])))
     for mirrored in (False, True) if dataset.flip else (False,):
         for at in range(0, count, size):
+            stop.check()
             pictures = dataset.rows(np.arange(at, min(at + size, count)))
             parts.append(posteriors(encoder, pictures[:, :, ::-1] if mirrored else pictures, IMAGE_SCALE))
     means, sds = zip(*parts, strict=True)
@@ -157,11 +162,12 @@ def train_two_stages(
     if not devices.is_chief():
         return  # what follows is too small to share out
     first = run.load_networks(1)
-    latents = encode(first.get_layer("encoder"), pictures)
+    latents = encode(first.get_layer("encoder"), pictures, stop)
     facts = {**latents.diagnostics(), **_against_data(first, pictures), "diversity": {}}
     write_json(run.path / "diagnostics.json", facts)
 
     for name in recipe.priors:
+        stop.check()
         if name in run.priors:
             continue
         if name == "second-stage":
@@ -170,6 +176,7 @@ def train_two_stages(
             draws = latents.batch(np.arange(len(latents)), np.random.default_rng(recipe.seed))
             save_model(run.prior_path(name), priors.fit(name, draws, recipe.gmm_components, recipe.seed))
     for name in run.priors:
+        stop.check()
         prior = run.prior(name)
         (drawn,) = infer(first.get_layer("decoder"), infer(prior, noise(recipe, prior.input_shape[-1], SAMPLES))[0])
         facts["diversity"][name] = variance(drawn) / facts["pixel_variance"]
@@ -185,6 +192,7 @@ def train_two_stages(
         error = _against_data(first, pictures, decoder)["error"]
         facts["sharpened"] = {"error": error, "diversity": variance(drawn) / facts["pixel_variance"]}
         write_json(run.path / "diagnostics.json", facts)
+    stop.check()
     grids.draw(run, first, splits)
 
 
