@@ -9,16 +9,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from serve.client.sync import Client
+from serve.card import Card
+from serve.client.options import Options
+from serve.client.sync import Client, RemoteModel
 from serve.errors import Broken, Closed, Overloaded, RemoteError, TimedOut, Unreachable
 from serve.model import Images
-
-if TYPE_CHECKING:
-    from serve.client.fleet import Fleet, FleetModel
 
 PIECE, PIECE_BYTES = 1024, 16 << 20  # samples, and their pixels, at most
 LEAST_PIECE = 64  # samples, below which asking costs more than it shares
@@ -28,6 +27,30 @@ SLOW = 3.0  # times what a piece takes elsewhere, after which it is asked for el
 UNKNOWN, LEAST_SLOW = 5.0, 1.0  # seconds, where nothing is known of what it takes, and at least
 PAUSE = 0.5  # seconds that a server is left alone after it failed
 GONE = (Unreachable, Overloaded, Broken, TimedOut)  # of one server; another may do better
+
+
+class Servers(Protocol):
+    """Whoever makes pieces: a `Fleet`."""
+
+    clients: list[Client]
+    options: Options
+
+    @property
+    def closed(self) -> bool: ...
+
+    def lost(self, client: Client, why: object) -> None: ...
+
+    def back(self, client: Client) -> None: ...
+
+
+class Shared(Protocol):
+    """The model that they all have, and how they fare with it: a `FleetModel`."""
+
+    card: Card
+    took: deque[float]
+    hung: set[Client]
+
+    def on(self, client: Client) -> RemoteModel: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,7 @@ class Piece:
 class Work:
     """One stream: a thread for each server takes pieces, and the reader gets them in order."""
 
-    def __init__(self, model: FleetModel, fleet: Fleet, wanted: Range) -> None:
+    def __init__(self, model: Shared, fleet: Servers, wanted: Range) -> None:
         self._model, self._fleet, self._wanted = model, fleet, wanted
         self._next, self._stop = wanted.start, wanted.start + wanted.count
         fair = max(LEAST_PIECE, -(-wanted.count // (SHARES * len(fleet.clients))))
