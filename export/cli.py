@@ -237,7 +237,8 @@ def export(
 
         began = time.monotonic()
         if triton:
-            check_free(triton, list(names(name, precisions).values()), force)
+            with _clear_write(triton):
+                check_free(triton, list(names(name, precisions).values()), force)
         if source.is_dir():
             prior = prior_of(source, prior)
             if prior != "second-stage":

@@ -232,10 +232,12 @@ def _begun(out: Path | None, settings: tuple[str, ...]) -> Recipe | None:
 
 def _check_folders(out: Path, start: Path | None) -> None:
     """Raise TrainingError where nothing can come of it, before pictures are read for minutes."""
+    from training.fit.devices import is_chief
     from training.fit.warm import fingerprint
     from training.record.run import Run
 
-    Run(out).check_ours()
+    if is_chief():  # the others write nothing there
+        Run(out).check_ours()
     if start:
         fingerprint(start)
 

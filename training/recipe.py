@@ -313,9 +313,9 @@ def parse(assignments: Iterable[str]) -> dict[str, Any]:
     """Return the values of `key=value` assignments, whichever recipe they are for.
 
     Raises:
-        RecipeError: an unknown key, or a value of another type.
+        RecipeError: an unknown key, a value of another type, or one that its setting never takes.
     """
-    types = _types()
+    types, described = _types(), settings(Recipe())
     values: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -324,6 +324,8 @@ def parse(assignments: Iterable[str]) -> dict[str, Any]:
             hint = f"; did you mean {near[0]}?" if near and near[0] != key else ""
             raise RecipeError(f"--set takes KEY=VALUE with a recipe's setting{hint} Received: {assignment!r}")
         values[key] = _parse(key, types[key], text)
+        if key in described:
+            _check(key, values[key], described[key])
     return values
 
 

@@ -112,6 +112,10 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
             version.mkdir(parents=True)
             (version / "model.onnx").write_bytes(bundle.data)
             (version.parent / "config.pbtxt").write_text(config(bundle))
+        served = {path.parent for path in folder.glob("*/config.pbtxt")} | set(homes)
+        text = service(folder.name, sorted(served))
+        if resource.exists():  # whoever filled it in keeps it: only the list of models changes
+            text = NAMES.sub(NAMES.findall(text)[0], resource.read_text("utf-8", "surrogateescape"))
         # All are written: what is left is renaming.
         old.mkdir()
         folder.mkdir(exist_ok=True)
@@ -124,13 +128,8 @@ def write_repository(bundles: Sequence[Bundle], folder: Path, force: bool) -> li
                 if (old / home.name).exists():
                     (old / home.name).rename(home)
                 raise
-    served = sorted(path.parent for path in folder.glob("*/config.pbtxt"))
-    # Whoever filled it in keeps it: only what it names changes.
-    text = service(folder.name, served)
-    if resource.exists():
-        text = NAMES.sub(NAMES.findall(text)[0], resource.read_text())
     with replacing(resource) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8", "surrogateescape")
     return [*homes, resource]
 
 

@@ -120,18 +120,14 @@ class Job:
         """Yield the numbers of files that are looked after together: of one folder, or one shard.
 
         Args:
-            part: Which of so many parts: every parts-th group, from this one on; or, where there are fewer folders
-                than parts, a stretch as long as the others'.
+            part: Which of so many parts: every parts-th shard, from this one on; of single pictures, a stretch.
             parts: How many there are.
         """
         if self.format not in ENDINGS:
             yield from (range(number, number + 1) for number in range(part, self.files, parts))
             return
-        begin, stop = self.start, self.start + self.count
-        if -(-stop // FOLDER) - begin // FOLDER < parts:
-            begin, stop = (self.start + self.count * edge // parts for edge in (part, part + 1))
-            part, parts = 0, 1
-        for folder in range(begin // FOLDER + part, -(-stop // FOLDER), parts):
+        begin, stop = (self.start + self.count * edge // parts for edge in (part, part + 1))
+        for folder in range(begin // FOLDER, -(-stop // FOLDER)):
             first, end = max(folder * FOLDER, begin), min((folder + 1) * FOLDER, stop)
             yield range(first - self.start, end - self.start)
 

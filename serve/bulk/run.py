@@ -117,7 +117,7 @@ def complete(
         done: Called with how many more samples were there, or are made and encoded, and in between with none. It may
             raise, to end the job.
         count: How many samples of the job; None for all.
-        part: Which of so many parts to make: of the groups of files, every parts-th.
+        part: Which of so many parts to make, as `Job.groups` shares them out.
         parts: How many there are.
 
     Raises:
@@ -332,7 +332,7 @@ def _claim(job: Job, store: Store, replace_other: bool) -> Job:
     kept = replace(job, count=max(job.count, there))
     if kept == before:
         return kept
-    if kept.tagged:
+    if kept.tagged and same:
         store.remove(README)  # until all of it is there
     for name in store.walk():
         if kept.tagged:

@@ -67,7 +67,7 @@ def verify(
     ):
         if wanted != received:
             raise JobError(f"{store} was made with the {what} {wanted}. Received: {received}; name that one")
-    missing = job.files - sum(map(job.has, store.walk()))
+    missing, absent = _missing(job, store)
     count = max(1, round(fraction * job.files))
     every = range(job.files)
     some = every if count == len(every) else sorted((chance or random.SystemRandom()).sample(every, count))
@@ -91,17 +91,19 @@ def verify(
             tried += 1
             wrong.append(file.name)  # there is nothing to read, as of a link to nowhere
         done(file.count)
-    return Verdict(job.files, tried, same, near, wrong, missing, _first_missing(job, store) if missing else "")
+    return Verdict(job.files, tried, same, near, wrong, missing, absent)
 
 
-def _first_missing(job: Job, store: Store) -> str:
+def _missing(job: Job, store: Store) -> tuple[int, str]:
+    """Return how many files are missing, and the name of the first."""
+    count, first, listed, there = 0, "", "", store.names()
     for group in job.groups():
-        names = [job.file(number).name for number in group]
-        there = store.names(names[0].rpartition("/")[0])
-        for name in names:
+        for name in [job.file(number).name for number in group]:
+            if (folder := name.rpartition("/")[0]) != listed:
+                listed, there = folder, store.names(folder)
             if name not in there:
-                return name
-    return ""
+                count, first = count + 1, first or name
+    return count, first
 
 
 def _near(job: Job, data: bytes, made: np.ndarray) -> bool:

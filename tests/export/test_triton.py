@@ -179,6 +179,7 @@ def test_the_command_writes_one(smoke_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_clear_error(inside(*words[:-1], tmp_path / "file" / "models"), f"{tmp_path}/file is a file; a repository")
     assert not (tmp_path / "m.onnx").exists()
+    assert_clear_error(inside(*words[:-1], tmp_path / ("m" * 300)), "File name too long")
     long = tmp_path / ("m" * 250)  # itself a possible name, but not with what goes beside it
     result = inside(*words[:-1], long)
     assert_clear_error(result, f"cannot write {long}: File name too long")

@@ -22,11 +22,12 @@ GOOD = {"stage": 1, "mse": 0.01, "kl": 50.0, "gamma": 0.11, "active": 60, "laten
 
 
 def records(epochs: int = 20, **changes: Any) -> list[dict[str, Any]]:
-    """Records of a stage; a change is a value, or one for each epoch."""
+    """Records of a stage; a change is a value, or one for each epoch, None where it was not recorded."""
     made = []
     for epoch in range(epochs):
         each = {key: value[epoch] if isinstance(value, list) else value for key, value in changes.items()}
-        made.append({**GOOD, "epoch": epoch + 1, "lr": LONG.rate(epoch), **each})
+        record = {**GOOD, "epoch": epoch + 1, "lr": LONG.rate(epoch), **each}
+        made.append({key: value for key, value in record.items() if value is not None})
     return made
 
 
@@ -66,6 +67,12 @@ def test_a_good_run_is_left_in_peace() -> None:
             advice.by_heart,
             {"validation_mse": [0.02 - 0.001 * min(epoch, 9) + 0.001 * max(0, epoch - 9) for epoch in range(20)]},
             "91% above its lowest, of epoch 10: pictures are learned by heart",
+            "more pictures",
+        ),
+        (
+            advice.by_heart,  # held back from epoch 11 on
+            {"validation_mse": [None] * 10 + [0.02, 0.01, *[0.03] * 8]},
+            "200% above its lowest, of epoch 12",
             "more pictures",
         ),
         (

@@ -41,6 +41,14 @@ def weights(path: Path) -> list[np.ndarray]:
     return list(keras.models.load_model(path, compile=False).get_weights())
 
 
+def test_a_run_that_nobody_can_tell_what_it_is_stays(run: Path, pictures: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    refused = inside("train-vae", "--recipe", "smoke", "--data", pictures, "--out", copy)
+    assert_clear_error(refused, "config.json is gone", "choose another --out")
+    assert (copy / "stage2.keras").exists()
+
+
 def test_another_prior_trains_nothing_again(run: Path, pictures: Path) -> None:
     before = [(run / name).stat().st_mtime_ns for name in ("stage1.keras", "stage2.keras")]
     words = ("train-vae", "--recipe", "smoke", "--data", pictures, "--out", run)

@@ -303,7 +303,12 @@ def test_what_nothing_can_come_of_is_told_before_pictures_are_read(tmp_path: Pat
     words = ("train-vae", "--data", data, "--out")
     named = ("--recipe", "smoke")
     assert_clear_error(inside(*words, tmp_path / "x", "--set", "sidee=32"), "did you mean side?")
-    assert_clear_error(inside(*words, tmp_path / "x", "--set", "side=large"), "side takes a whole number")
+    for wrong, why in (
+        ("side=large", "side takes a whole number"),
+        ("batch=0", "batch must be"),
+        ("priors=x", "takes"),
+    ):
+        assert_clear_error(inside(*words, tmp_path / "x", "--set", wrong), why)
     assert_clear_error(inside(*words, out), "--out takes a new folder or one of train-vae's")
     assert_clear_error(inside(*words, out, *named), "--out takes a new folder or one of train-vae's")
     assert_clear_error(inside(*words, tmp_path / "x", *named, "--from", data), "--from takes a finished run")

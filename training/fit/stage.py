@@ -161,7 +161,8 @@ def _diverged(what: str, schedule: Schedule, at: Position, run: Run) -> None:
     rate = setting_of(schedule.stage, "lr")
     lower = f"with a lower {rate} ({rate} is {schedule.lr:g})"
     where = " into another --out" if last else ""
-    cure = f"Train anew{where} {lower} or a wider precision"
+    wider = " or a wider precision" if schedule.stage == 1 else ""
+    cure = f"Train anew{where} {lower}{wider}"
     if schedule.stage == 2 and last:  # what comes before it is finished, and stays
         cure = f"Delete state/stage2.npz there, and the same command {lower} trains stage 2 anew"
     if schedule.stage == 3:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ from training.types import Float32Array, Record, UInt8Array
 GRID = 64  # samples in a grid
 SAMPLES = 512  # samples whose variance is compared with the pictures'
 MEASURED = 1000  # pictures that it is compared with
-CHUNK = 2**27  # bytes of pictures that are encoded at a time, and no more than 5000
 
 
 def encode(encoder: keras.Model, dataset: Dataset, stop: StopRequest) -> Posteriors:
@@ -52,11 +50,10 @@ def encode(encoder: keras.Model, dataset: Dataset, stop: StopRequest) -> Posteri
         Stopped: `stop` had a signal.
     """
     count, parts = len(dataset), []
-    size = max(1, min(5000, CHUNK // math.prod(dataset.images.shape[1:])))
     for mirrored in (False, True) if dataset.flip else (False,):
-        for at in range(0, count, size):
+        for at in range(0, count, 1000):
             stop.check()
-            pictures = dataset.rows(np.arange(at, min(at + size, count)))
+            pictures = dataset.rows(np.arange(at, min(at + 1000, count)))
             parts.append(posteriors(encoder, pictures[:, :, ::-1] if mirrored else pictures, IMAGE_SCALE))
     means, sds = zip(*parts, strict=True)
     return Posteriors(np.concatenate(means), np.concatenate(sds))

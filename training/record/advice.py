@@ -100,12 +100,15 @@ def law_broken(schedule: Schedule, records: Sequence[Record]) -> str:
 
 def by_heart(schedule: Schedule, records: Sequence[Record]) -> str:
     """The error on held back pictures rises."""
-    errors = [record["validation_mse"] for record in records if "validation_mse" in record]
-    if not errors or errors[-1] < RISEN * min(errors) or errors.index(min(errors)) > len(errors) - 1 - PATIENCE:
+    errors = {record["epoch"]: record["validation_mse"] for record in records if "validation_mse" in record}
+    if not errors:
+        return ""
+    best, (last, error) = min(errors, key=errors.__getitem__), list(errors.items())[-1]
+    if error < RISEN * errors[best] or best > last - PATIENCE:
         return ""
     return (
-        f"the validation error is {errors[-1] / min(errors) - 1:.0%} above its lowest, of epoch "
-        f"{errors.index(min(errors)) + 1}: pictures are learned by heart; fewer steps, more pictures, or flip=true"
+        f"the validation error is {error / errors[best] - 1:.0%} above its lowest, of epoch {best}: pictures are "
+        "learned by heart; fewer steps, more pictures, or flip=true"
     )
 
 

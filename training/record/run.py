@@ -103,7 +103,8 @@ class Run(Documents):
             if self.begun:
                 recipe = self._extended(recipe, data, start)
             else:
-                self._clear()
+                with writing(self.path):
+                    self._clear()
                 versions = {"keras": keras.__version__, "numpy": np.__version__, "python": platform.python_version()}
                 config = {"recipe": recipe.to_dict(), "data": data, "backend": _backend(), "versions": versions}
                 write_json(self.path / "config.json", config | ({"from": start} if start else {}))
@@ -114,12 +115,16 @@ class Run(Documents):
         ours = (self.path / "config.json").exists() or (self.path / "state" / "lock").exists()
         if not ours and self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"--out takes a new folder or one of train-vae's. Received: {self.path}")
+        if not (self.path / "config.json").exists() and (self._state(1).exists() or self.network_path(1).exists()):
+            raise RunError(f"{self.path} was trained, and its config.json is gone; choose another --out")
 
     def _clear(self) -> None:
         """Remove what an attempt left that was given up before anything was saved: it would pass for this run's."""
-        for name in ("figures", "samples", "snapshots", "tensorboard"):
-            if (self.path / name).exists():
-                shutil.rmtree(self.path / name)
+        for path in [self.path / name for name in ("figures", "samples", "snapshots", "tensorboard")]:
+            if path.is_symlink():
+                path.unlink()
+            elif path.exists():
+                shutil.rmtree(path)
         files = [self.path / name for name in ("diagnostics.json", "history.jsonl", "metrics.json", "trace.jsonl")]
         later = [path for stage in (2, 3) for path in (self.network_path(stage), self._state(stage))]
         for path in (*files, *later, *(self.prior_path(name) for name in PRIORS)):
@@ -234,26 +239,24 @@ class Run(Documents):
         if stage == 1:
             for path in (self.network_path(2), self._state(2), *(self.prior_path(name) for name in PRIORS)):
                 path.unlink(missing_ok=True)
-        self._forget_metrics(stage)
-        self.network_path(stage).unlink()
+        self._forget_metrics(stage, self.network_path(stage))
 
     def _discard(self, stage: int) -> None:
         """Remove what a stage trained, and what was noted and measured of it."""
-        self.network_path(stage).unlink(missing_ok=True)
         self._state(stage).unlink(missing_ok=True)
         self.forget(stage, 0, 0)
-        self._forget_metrics(stage)
+        self._forget_metrics(stage, self.network_path(stage))
 
-    def _forget_metrics(self, stage: int) -> None:
-        """Drop the measurements that depend on a stage: they would pass for those of what comes now."""
+    def _forget_metrics(self, stage: int, *networks: Path) -> None:
+        """Drop the measurements that depend on a stage, and what they are of: they would pass for those to come."""
         with self.locked(MEASURING):
-            if not self.metrics:
-                return
             kept = [each for each in self.metrics if stage > 1 and "decoder" not in each]
             if stage == 2:
                 kept = [each for each in kept if each.get("prior") != "second-stage"]
             if kept != self.metrics:
                 write_json(self.path / "metrics.json", kept)
+            for path in networks:
+                path.unlink(missing_ok=True)
 
     @property
     def versions(self) -> dict[str, int]:
