@@ -41,6 +41,7 @@ def test_the_hint_of_every_kind_of_recipe_is_a_command_that_works(
     monkeypatch.chdir(tmp_path)
     out = f"runs/my {name}"
     settings = [*SMALL, *SHORT, *(each for prior in recipe(name).priors for each in OF_PRIORS.get(prior, []))]
+    settings += ["epochs3=1", "critic_dim=4"] if recipe(name).epochs3 else []
     words = ["--recipe", name, "--data", str(pictures), "--out", out]
     trained = CliRunner().invoke(train_vae, [*words, *(word for each in settings for word in ("--set", each))])
     assert trained.exit_code == 0, trained.output
