@@ -150,11 +150,11 @@ def verify(wanted: Wanted, stack: ExitStack, stop: StopRequest) -> None:
         missing=found.missing,
         wrong=found.wrong[:100],
     )
-    bad = [f"{found.missing:,} files are missing, such as {found.absent}"] if found.missing else []
+    bad = [f"missing: {found.missing:,} of {found.files:,} files, such as {found.absent}"] if found.missing else []
     if found.wrong:
         bad.append(
-            f"{len(found.wrong):,} of those that were made again are damaged or other pictures, such as "
-            f"{found.wrong[0]}: remove these"
+            f"damaged, or other pictures: {len(found.wrong):,} of {found.tried:,} that were made again, such as "
+            f"{found.wrong[0]}; remove these"
         )
     if bad:
         raise JobError(f"{'; '.join(bad)}; the command that made {place} makes what is missing")
