@@ -19,7 +19,7 @@ from tests.conftest import assert_clear_error, command, inside
 from training.cli import main as train_vae
 from training.model import priors
 from training.recipe import BALANCES, FIRST_STAGES
-from training.record.run import load_model, save_model
+from training.record.models import load_model, save_model
 
 SIZE = 3
 

@@ -15,7 +15,8 @@ from training.evaluation.reference import pictures_of
 from training.evaluation.sampling import FirstStage, LatentSampler
 from training.evaluation.snapshots import found
 from training.model.normalise import MODES
-from training.record.run import Run, load_model
+from training.record.models import load_model
+from training.record.run import Run
 from training.types import Record
 
 SETS = {"normal": "GEN-1", "second-stage": "GEN-2", "gaussian": "Gaussian", "gmm": "GMM"}

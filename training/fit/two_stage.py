@@ -33,7 +33,8 @@ from training.model.normalise import DRAWS, Normalisation, fit
 from training.recipe import Recipe
 from training.record import grids
 from training.record.advice import Adviser
-from training.record.run import Run, save_model
+from training.record.models import save_model
+from training.record.run import Run
 from training.record.stage import Observer, Observers, Schedule, first_schedule, second_schedule, third_schedule
 from training.record.tensorboard import TensorBoardWriter
 from training.types import Float32Array, Record, UInt8Array

@@ -22,7 +22,7 @@ import fcntl
 import json
 import platform
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from training.errors import RunError
 from training.files import append_line, make_folder, replacing, write_json, writing
 from training.recipe import BEST_FIRST, PRIORS, Recipe
 from training.record.documents import Documents
+from training.record.models import load_model, reason, save_model
 from training.record.stage import Position
 from training.settings import text
 from training.types import Record
@@ -326,9 +327,8 @@ class Run(Documents):
         try:
             yield
         except Exception as error:  # zipfile, zlib, numpy and Keras each have their own for broken bytes
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise RunError(
-                f"cannot resume from {self._state(stage)}: {reason}; delete it to train stage {stage} anew"
+                f"cannot resume from {self._state(stage)}: {reason(error)}; delete it to train stage {stage} anew"
             ) from None
 
     def _state(self, stage: int) -> Path:
@@ -414,25 +414,3 @@ def _best(priors: Collection[str]) -> str:
 
 def _backend() -> str:
     return str(keras.backend.backend())
-
-
-def save_model(path: Path, model: keras.Model) -> None:
-    """Write a model of stock Keras layers, in the place of the old file."""
-    with replacing(path) as part:
-        model.save(part)
-
-
-def load_model(path: Path) -> keras.Model:
-    """Return the model that `save_model` wrote.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    if not path.exists():
-        raise RunError(f"{path.parent} is not a finished run: it has no {path.name}; run train-vae to its end")
-    load: Callable[..., keras.Model] = keras.models.load_model
-    try:
-        return load(path, compile=False)
-    except Exception as error:  # h5py, zipfile and Keras each have their own for broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"cannot read {path}: {reason}") from None
